@@ -1,0 +1,152 @@
+"""A door's frame: compose the typed config, answer mistakes in one line, call the room."""
+
+import dataclasses
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+
+from brain_ldm.errors import InputError
+
+USER_ERROR = 2
+
+
+def conf_folder() -> Path:
+    """Return conf/: inside an installed wheel, otherwise beside the package."""
+    package = Path(__file__).parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def register(name: str, schema: type, groups: dict[str, dict[str, type]]) -> None:
+    """Put a command's schema, and those of its groups' choices, where conf/ refers to them."""
+    store = ConfigStore.instance()
+    store.store(name, schema, group="schema")
+    for group, choices in groups.items():
+        for choice, node in choices.items():
+            store.store(choice, node, group=f"schema/{group}")
+
+
+def command(
+    name: str, schema: type, **groups: dict[str, type]
+) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
+    """Make `function(config)` the command `python -m brain_ldm.<name>`.
+
+    Args:
+        name: of the command and of its file in conf/.
+        schema: dataclass of its options; the function receives an instance.
+        groups: for each config group, the dataclasses of its choices by name.
+
+    A user's mistake, in the config or in what it names, is one line and exit code 2.
+    """
+
+    def decorate(function: Callable[[Any], Any]) -> Callable[[], None]:
+        def task(config: DictConfig) -> Any:
+            # Caught here, since Hydra prints more than one line about an exception of a job.
+            try:
+                return function(typed(config))
+            except InputError as error:
+                fail(name, str(error))
+
+        task.__module__ = f"brain_ldm.{name}"  # Hydra takes the command's name from here
+
+        def main() -> None:
+            from dotenv import load_dotenv
+
+            load_dotenv(Path.cwd() / ".env")
+            # Threads that wait must not spin: on a busy machine that slows torch tenfold.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # hand the exception over, do not print it
+            register(name, schema, groups)
+            run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
+            try:
+                run(task)()
+            except (HydraException, OmegaConfBaseException) as error:
+                fail(name, explain(error))
+
+        main.__doc__ = function.__doc__
+        return main
+
+    return decorate
+
+
+def fail(name: str, message: str) -> None:
+    """Print one line to stderr and leave with the exit code for a user's mistake."""
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+def typed(config: DictConfig) -> Any:
+    """Return the composed config as its dataclass; refuse keys that no dataclass has.
+
+    Hydra lets `+model.foo=1` through, typed or not; here it is the same mistake as a typo.
+    """
+    for path, key, fields in _unknown_keys(config):
+        raise InputError(_no_such_option(path, key, fields))
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(
+            f"'{missing[0]}' must be given: add {missing[0]}=…, or an experiment=… that sets it"
+        )
+    return OmegaConf.to_object(config)
+
+
+def _unknown_keys(node: DictConfig, path: str = "") -> Iterator[tuple[str, str, list[str]]]:
+    schema = OmegaConf.get_type(node)
+    fields = (
+        [field.name for field in dataclasses.fields(schema)]
+        if dataclasses.is_dataclass(schema)
+        else None
+    )
+    for key in node:
+        if fields is not None and key not in fields:
+            yield path, str(key), fields
+        if not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node[key]):
+            yield from _unknown_keys(node[key], f"{path}{key}.")
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong with a config that did not compose."""
+    chain, seen = [], error
+    while seen is not None and seen not in chain:
+        chain.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    for cause in reversed(chain):
+        if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.key is not None:
+            schema = cause.object_type
+            fields = (
+                [field.name for field in dataclasses.fields(schema)]
+                if dataclasses.is_dataclass(schema)
+                else []
+            )
+            path = (cause.full_key or "").removesuffix(str(cause.key))
+            return _no_such_option(path, str(cause.key), fields)
+    for cause in chain:
+        if isinstance(cause, OmegaConfBaseException):
+            # Hydra's own text names the override, OmegaConf's the reason.
+            reasons = [str(e).splitlines()[0] for e in (error, cause) if str(e)]
+            return ": ".join(dict.fromkeys(reasons))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Hydra lists the group's choices, one a line, and then where it looked for them.
+    choices = list(takewhile(lambda line: not line.startswith("Config search"), lines))
+    return f"{choices[0]} {', '.join(choices[1:])}".strip()
+
+
+def _no_such_option(path: str, key: str, fields: list[str]) -> str:
+    near = difflib.get_close_matches(key, fields, n=3, cutoff=0.5)
+    if near:
+        hint = f"did you mean {' or '.join(near)}?"
+    elif fields:
+        hint = f"valid here: {', '.join(fields)}"
+    else:
+        hint = "this option holds no others"
+    return f"no option '{path}{key}'; {hint}"

@@ -1,0 +1,78 @@
+"""What the network predicts, and what that says about the noise and the clean image.
+
+With a = sqrt(alpha_bar) and s = sqrt(1 - alpha_bar), a noised image is x = a x0 + s epsilon and its
+velocity is v = a epsilon - s x0 (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
+(x, v) is (x0, epsilon) turned by an angle, so that x0 = a x - s v and epsilon = s x + a v.
+"""
+
+from torch import Tensor
+
+from brain_ldm.diffusion.config import Prediction
+from brain_ldm.diffusion.schedule import signal_and_noise
+
+
+def training_target(
+    prediction: Prediction, x0: Tensor, noise: Tensor, alpha_bar: Tensor | float
+) -> Tensor:
+    """Compute what the network should answer to `add_noise(x0, noise, alpha_bar)`.
+
+    Args:
+        prediction: epsilon (Ho et al. 2020, equation 14) or v.
+        x0: clean images or latents, (B, ...).
+        noise: the noise that was added, shaped as `x0`.
+        alpha_bar: `alphas_cumprod[t]`, one value or (B,).
+
+    Returns:
+        The target of a mean squared error, shaped as `x0`.
+
+    Raises:
+        ValueError: `alpha_bar` is neither one value nor one for each row.
+    """
+    if prediction is Prediction.epsilon:
+        return noise
+    a, s = signal_and_noise(alpha_bar, x0)
+    return a * noise - s * x0
+
+
+def to_epsilon(
+    prediction: Prediction, output: Tensor, x: Tensor, alpha_bar: Tensor | float
+) -> Tensor:
+    """Turn the network's output at `x` into the noise it implies.
+
+    Args:
+        prediction: what `output` is.
+        output: the network's answer, shaped as `x`.
+        x: the noised images, (B, ...).
+        alpha_bar: `alphas_cumprod[t]`, one value or (B,).
+
+    Returns:
+        epsilon, shaped as `x`.
+
+    Raises:
+        ValueError: `alpha_bar` is neither one value nor one for each row.
+    """
+    if prediction is Prediction.epsilon:
+        return output
+    a, s = signal_and_noise(alpha_bar, x)
+    return s * x + a * output
+
+
+def to_x0(prediction: Prediction, output: Tensor, x: Tensor, alpha_bar: Tensor | float) -> Tensor:
+    """Turn the network's output at `x` into the clean image it implies.
+
+    Args:
+        prediction: what `output` is; for epsilon this is equation 15 of Ho et al. 2020.
+        output: the network's answer, shaped as `x`.
+        x: the noised images, (B, ...).
+        alpha_bar: `alphas_cumprod[t]`, one value or (B,).
+
+    Returns:
+        The estimate of x0, shaped as `x`.
+
+    Raises:
+        ValueError: `alpha_bar` is neither one value nor one for each row.
+    """
+    a, s = signal_and_noise(alpha_bar, x)
+    if prediction is Prediction.epsilon:
+        return (x - s * output) / a
+    return a * x - s * output

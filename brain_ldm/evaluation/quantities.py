@@ -1,0 +1,62 @@
+"""What is measured on a brain, and how it is shown to people."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A measured covariate: `unit` in tables and metrics, `display` with `scale` for reading."""
+
+    title: str
+    unit: str
+    display: str
+    scale: float
+    digits: int
+
+    def shown(self, values: np.ndarray) -> np.ndarray:
+        """Values in the unit for reading."""
+        return values * self.scale
+
+    def text(self, value: float | None) -> str:
+        """One value with its unit; n/a where there is none."""
+        if value is None or np.isnan(value):
+            return "n/a"
+        return f"{value * self.scale:.{self.digits}f} {self.display}"
+
+    def note(self, found: dict[str, Any]) -> str:
+        """An agreement of metrics.json in two lines."""
+        if found["r"] is None:
+            return f"{found['n']} rows, no r"
+        return (
+            f"r {found['r']:.3f} [{found['r_low']:.3f}, {found['r_high']:.3f}], n {found['n']}\n"
+            f"MAE {self.text(found['mae'])}, slope {found['slope']:.2f}"
+        )
+
+
+QUANTITIES = {
+    "ventricular_volume": Quantity("Ventricular volume", "mm3", "ml", 1e-3, 1),
+    "brain_volume": Quantity("Brain volume", "mm3", "ml", 1e-3, 0),
+    "age": Quantity("Age", "year", "years", 1.0, 1),
+}
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def interval(found: dict[str, Any]) -> str:
+    """Pearson's r of an agreement with its 95 % interval."""
+    if found["r"] is None:
+        return "–"
+    return f"{found['r']:.3f} [{found['r_low']:.3f}, {found['r_high']:.3f}]"
+
+
+def spread(found: dict[str, Any], digits: int = 3) -> str:
+    """Mean ± standard deviation."""
+    if found["sd"] is None:
+        return number(found["mean"], digits)
+    return f"{found['mean']:.{digits}f} ± {found['sd']:.{digits}f}"

@@ -1,0 +1,72 @@
+"""How alike two volumes are: PSNR, SSIM and MS-SSIM of intensities in 0..1.
+
+SSIM and MS-SSIM are MONAI's, with a Gaussian window of 7 voxels and standard deviation 1.5: the
+usual 11 is too wide for five scales of a 160×224×160 brain. Their values depend on the window and
+on the number of scales, so both belong into any record of them. All three look at the whole grid,
+empty background included, which raises each of them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.metrics.regression import compute_ms_ssim, compute_ssim_and_cs
+
+from brain_ldm.errors import InputError
+
+WINDOW = 7
+WINDOW_SIGMA = 1.5
+# Weights of the scales, finest first (Wang, Simoncelli & Bovik 2003).
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB, peak 1. a, b: (B, 1, X, Y, Z). Returns (B,)."""
+    return -10 * torch.log10((a - b).square().flatten(1).mean(1))
+
+
+def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Structural similarity (Wang et al. 2004). a, b: (B, 1, X, Y, Z). Returns (B,)."""
+    window = {"kernel_size": (WINDOW,) * 3, "kernel_sigma": (WINDOW_SIGMA,) * 3}
+    return compute_ssim_and_cs(a, b, spatial_dims=3, **window)[0].flatten(1).mean(1)
+
+
+def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Multi-scale structural similarity over as many scales as the grid allows.
+
+    a, b: (B, 1, X, Y, Z). Returns (B,).
+    """
+    return compute_ms_ssim(
+        a,
+        b,
+        spatial_dims=3,
+        kernel_size=(WINDOW,) * 3,
+        kernel_sigma=(WINDOW_SIGMA,) * 3,
+        weights=scale_weights(a.shape[2:]),
+    )[:, 0]
+
+
+def scale_weights(shape: Sequence[int]) -> tuple[float, ...]:
+    """Weights of the scales that a grid of this shape allows, summing to 1.
+
+    Five scales from 112 voxels along the shortest axis, three at 40. InputError below one window.
+    """
+    shortest = min(shape)
+    if shortest < WINDOW:
+        raise InputError(
+            f"grid {tuple(shape)}: SSIM needs at least {WINDOW} voxels along each axis"
+        )
+    # Each scale halves the volume; MONAI moreover asks for (scales - 1)² windows.
+    scales = max(s for s in range(1, 6) if shortest // max(2 ** (s - 1), (s - 1) ** 2) >= WINDOW)
+    weights = SCALE_WEIGHTS[:scales]
+    return tuple(weight / sum(weights) for weight in weights)
+
+
+def random_pairs(n: int, count: int, seed: int) -> np.ndarray:
+    """Draw `count` pairs of different rows out of n, or all if there are fewer: (pairs, 2).
+
+    No pair is drawn twice.
+    """
+    first, second = np.triu_indices(n, k=1)
+    chosen = np.random.default_rng(seed).permutation(len(first))[:count]
+    return np.stack([first[chosen], second[chosen]], axis=1)

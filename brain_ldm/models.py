@@ -1,0 +1,345 @@
+"""A model on disk: `config.yaml`, `weights.safetensors`, `MODEL_CARD.md`.
+
+Opening one runs no code from it: the config is data, checked against the dataclasses below, and
+the weights are safetensors. A diffusion model's folder holds its own copy of its autoencoder.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from brain_ldm.cohorts.covariates import MISSING as NO_VALUE
+from brain_ldm.cohorts.covariates import CovariateEncoder
+from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.diffusion.config import (
+    DDIMConfig,
+    DDPMConfig,
+    Prediction,
+    SamplerConfig,
+    ScheduleConfig,
+)
+from brain_ldm.diffusion.grid import timesteps
+from brain_ldm.diffusion.guidance import guided
+from brain_ldm.diffusion.parameterisation import to_epsilon
+from brain_ldm.diffusion.samplers import ddim, ddpm
+from brain_ldm.diffusion.schedule import make_schedule
+from brain_ldm.errors import InputError
+from brain_ldm.networks.autoencoder import build_autoencoder, downsampling
+from brain_ldm.networks.brain_age import BrainAgeNetwork
+from brain_ldm.networks.config import (
+    AutoencoderConfig,
+    BrainAgeConfig,
+    SegmenterConfig,
+    UNetConfig,
+)
+from brain_ldm.networks.segmenter import build_segmenter
+from brain_ldm.networks.unet import ConditionalUNet
+
+CONFIG, WEIGHTS, CARD = "config.yaml", "weights.safetensors", "MODEL_CARD.md"
+
+
+@dataclass
+class GridConfig:
+    """The voxel grid that a model works on, as plain data."""
+
+    shape: list[int] = MISSING
+    affine: list[list[float]] = MISSING  # voxel to MNI world, mm
+
+
+@dataclass
+class SavedModel:
+    """What every model's config.yaml says."""
+
+    kind: str = MISSING
+    grid: GridConfig = field(default_factory=GridConfig)
+    trained_on: dict[str, Any] = field(default_factory=dict)  # cohort, its hash, rows, steps
+
+
+@dataclass
+class SavedAutoencoder(SavedModel):
+    """config.yaml of an autoencoder."""
+
+    kind: str = "autoencoder"
+    network: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+
+
+@dataclass
+class SavedSegmenter(SavedModel):
+    """config.yaml of a segmenter."""
+
+    kind: str = "segmenter"
+    network: SegmenterConfig = field(default_factory=SegmenterConfig)
+    classes: list[str] = MISSING
+
+
+@dataclass
+class SavedBrainAge(SavedModel):
+    """config.yaml of a brain-age network."""
+
+    kind: str = "brain_age"
+    network: BrainAgeConfig = field(default_factory=BrainAgeConfig)
+
+
+@dataclass
+class SavedDiffusion(SavedModel):
+    """config.yaml of a diffusion model."""
+
+    kind: str = "diffusion"
+    network: UNetConfig = field(default_factory=UNetConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    prediction: Prediction = Prediction.epsilon
+    latent_scale: float = MISSING  # multiplies latents before diffusion
+    covariates: list[dict[str, Any]] = MISSING  # as CovariateEncoder.to_dict gives them
+
+
+class Model(nn.Module):
+    """A network with what is needed to use it: its config and its voxel grid."""
+
+    saved: ClassVar[type[SavedModel]]
+
+    def __init__(self, config: SavedModel) -> None:
+        super().__init__()
+        self.config = config
+        self.hash = ""  # sha256 of the weights file it was opened from
+
+    @property
+    def grid(self) -> VoxelGrid:
+        """The voxel grid of its images."""
+        return VoxelGrid.from_dict(vars(self.config.grid))
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what weights.safetensors holds."""
+        return self.state_dict()
+
+
+class Autoencoder(Model):
+    """Images (B, 1, X, Y, Z) in 0..1 to latents (B, C, X/f, Y/f, Z/f) and back."""
+
+    saved = SavedAutoencoder
+
+    def __init__(self, config: SavedAutoencoder) -> None:
+        super().__init__(config)
+        factor = downsampling(config.network)
+        if any(axis % factor for axis in config.grid.shape):
+            raise InputError(
+                f"the autoencoder shrinks each axis by {factor}, which does not divide the volume "
+                f"{'×'.join(map(str, config.grid.shape))}: use another resolution or fewer levels"
+            )
+        self.network = build_autoencoder(config.network)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Channels and size of one latent."""
+        factor = downsampling(self.config.network)
+        return (self.config.network.latent_channels, *(s // factor for s in self.grid.shape))
+
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of the posterior of each image."""
+        return self.network.encode(images)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images of unscaled latents."""
+        return self.network.decode(latents)
+
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Return images decoded from their posterior means, clipped to 0..1."""
+        return self.decode(self.encode(images)[0]).clamp(0, 1)
+
+
+class Segmenter(Model):
+    """Tissue posteriors and the volumes that follow from them."""
+
+    saved = SavedSegmenter
+
+    def __init__(self, config: SavedSegmenter) -> None:
+        super().__init__(config)
+        self.network = build_segmenter(config.network, len(config.classes))
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the channels of the posteriors."""
+        return list(self.config.classes)
+
+    def posteriors(self, images: Tensor) -> Tensor:
+        """Return class probabilities (B, K, X, Y, Z) for images (B, 1, X, Y, Z)."""
+        return self.network(images).float().softmax(dim=1)
+
+    def volumes(self, images: Tensor) -> dict[str, Tensor]:
+        """Return ventricular and brain (grey and white) volume in mm³, each (B,).
+
+        Soft, as SynthSeg's: the sum of the posteriors times the volume of a voxel.
+        """
+        voxel = float(abs(torch.linalg.det(torch.tensor(self.config.grid.affine)[:3, :3])))
+        sums = self.posteriors(images).double().sum(dim=(2, 3, 4)) * voxel
+        by_class = dict(zip(self.classes, sums.unbind(1), strict=True))
+        return {
+            "ventricular_volume": by_class["ventricle"],
+            "brain_volume": by_class["grey"] + by_class["white"],
+        }
+
+
+class BrainAge(Model):
+    """Age in years from an image."""
+
+    saved = SavedBrainAge
+
+    def __init__(self, config: SavedBrainAge) -> None:
+        super().__init__(config)
+        self.network = BrainAgeNetwork(config.network, tuple(config.grid.shape))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return age in years (B,) for images (B, 1, X, Y, Z)."""
+        return self.network(images).float() * self.network.sd + self.network.mean
+
+
+class Diffusion(Model):
+    """The conditional latent diffusion model together with its autoencoder."""
+
+    saved = SavedDiffusion
+
+    def __init__(self, config: SavedDiffusion, autoencoder: Autoencoder) -> None:
+        super().__init__(config)
+        self.autoencoder = autoencoder
+        self.encoder = CovariateEncoder.from_dict({"covariates": config.covariates})
+        channels, *space = autoencoder.latent_shape
+        factor = 2 ** (len(config.network.channels) - 1)
+        if any(axis % factor for axis in space):
+            raise InputError(
+                f"the U-Net halves the latent {'×'.join(map(str, space))} "
+                f"{len(config.network.channels) - 1} times, which does not divide it: "
+                "give the network fewer levels"
+            )
+        self.network = ConditionalUNet(config.network, channels, len(self.encoder.names))
+        self.alphas_cumprod = make_schedule(config.schedule)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the U-Net's weights; the autoencoder has a folder of its own."""
+        return {f"network.{name}": value for name, value in self.network.state_dict().items()}
+
+    def denoiser(self, conditions: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """Return epsilon(x, t) given encoded covariates (B, N)."""
+
+        def epsilon(x: Tensor, t: int) -> Tensor:
+            steps = torch.full((len(x),), t, device=x.device)
+            output = self.network(x, steps, conditions).to(x.dtype)
+            return to_epsilon(self.config.prediction, output, x, self.alphas_cumprod[t])
+
+        return epsilon
+
+    def sample(
+        self,
+        conditions: Tensor,
+        noise: Tensor,
+        sampler: SamplerConfig,
+        guidance: float = 1.0,
+        draw: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """Return unscaled latents, to be decoded.
+
+        Args:
+            conditions: (B, N), covariates as `self.encoder` encodes them.
+            noise: (B, C, x, y, z), standard normal.
+            sampler: which sampler, how many steps, on which grid.
+            guidance: 1 conditional, 0 unconditional, above 1 exaggerated (Ho & Salimans 2022).
+            draw: further noise for stochastic samplers, shaped as its argument.
+        """
+        nothing = torch.full_like(conditions, NO_VALUE)
+        denoiser = guided(self.denoiser(conditions), self.denoiser(nothing), guidance)
+        steps = timesteps(sampler.grid, sampler.steps, len(self.alphas_cumprod))
+        if isinstance(sampler, DDPMConfig):
+            latents = ddpm(denoiser, noise, self.alphas_cumprod, steps, draw)
+        elif isinstance(sampler, DDIMConfig):
+            latents = ddim(denoiser, noise, self.alphas_cumprod, steps, sampler.eta, draw)
+        else:
+            raise TypeError(f"no sampler for {type(sampler).__name__}")
+        return latents / self.config.latent_scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 1, X, Y, Z) in 0..1 of unscaled latents."""
+        return self.autoencoder.decode(latents).clamp(0, 1)
+
+
+AnyModel = TypeVar("AnyModel", bound=Model)
+
+
+def save_model(model: Model, folder: Path, card: str) -> None:
+    """Write the model folder; the weights come last, so a folder with weights is whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, Diffusion):
+        copy = folder / "autoencoder"
+        _write(model.autoencoder, copy, (copy / CARD).read_text() if copy.exists() else "")
+    _write(model, folder, card)
+
+
+def _write(model: Model, folder: Path, card: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WEIGHTS).unlink(missing_ok=True)
+    data = OmegaConf.to_container(OmegaConf.structured(model.config), enum_to_str=True)
+    _replace(folder / CONFIG, lambda p: p.write_text(yaml.safe_dump(data, sort_keys=False)))
+    _replace(folder / CARD, lambda p: p.write_text(card))
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.weights().items()}
+    _replace(folder / WEIGHTS, lambda p: save_file(tensors, p))
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary)
+    temporary.replace(path)
+
+
+def open_model(folder: str | Path, kind: type[AnyModel]) -> AnyModel:
+    """Open a model folder as `kind`, in evaluation mode and without gradients.
+
+    Raises:
+        InputError: a file is missing or damaged, or the folder holds another kind of model.
+    """
+    folder = Path(folder)
+    config = _read_config(folder, kind)
+    if kind is Diffusion:
+        model = Diffusion(config, open_model(folder / "autoencoder", Autoencoder))
+    else:
+        model = kind(config)
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise InputError(f"{folder}: no {WEIGHTS}; train the model, or copy the whole folder")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: damaged ({error}); copy it again") from None
+    wanted = model.weights()
+    differing = wanted.keys() ^ tensors.keys() | {
+        name for name in wanted.keys() & tensors.keys() if wanted[name].shape != tensors[name].shape
+    }
+    if differing:
+        raise InputError(
+            f"{path}: '{min(differing)}' does not fit the network that {CONFIG} describes"
+        )
+    model.load_state_dict(tensors, strict=False)
+    model.hash = hashlib.sha256(path.read_bytes()).hexdigest()
+    return model.eval().requires_grad_(False)
+
+
+def _read_config(folder: Path, kind: type[Model]) -> SavedModel:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputError(f"{folder}: no model there ({CONFIG} is missing)")
+    try:
+        data = yaml.safe_load(path.read_text())
+        found = data["kind"]
+        if found != kind.saved.kind:
+            raise InputError(f"{folder}: a model of kind '{found}', not '{kind.saved.kind}'")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.saved), data))
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: not a model's config ({str(error).splitlines()[0]})") from None
+    except OmegaConfBaseException as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,20 @@
+"""In which floating-point format networks compute."""
+
+from enum import Enum
+
+# Lightning's names; auto is bf16-mixed where the hardware multiplies bf16 natively (a recent GPU,
+# a CPU with AMX), otherwise 32-true.
+Precision = Enum("Precision", {name: name for name in ("auto", "32-true", "bf16-mixed")})
+
+
+def resolve(precision: Precision, accelerator: str) -> str:
+    """Return Lightning's name of the precision to use on `accelerator` (auto, cpu, gpu, cuda)."""
+    import torch
+
+    if precision.value != "auto":
+        return precision.value
+    if accelerator != "cpu" and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,41 @@
+"""The model card: what a stranger must know before using a model."""
+
+from brain_ldm.models import Model
+
+WHAT = {
+    "autoencoder": "Compresses T1w brain volumes to latents and back.",
+    "diffusion": "Draws T1w brain volumes that never lived, given covariates.",
+    "segmenter": "Segments T1w brain volumes; gives ventricular and brain volume in mm³.",
+    "brain_age": "Predicts age in years from a T1w brain volume.",
+}
+
+
+def model_card(model: Model, metrics: dict[str, float]) -> str:
+    """Return MODEL_CARD.md of a freshly trained model."""
+    config = model.config
+    parameters = sum(p.numel() for p in model.weights().values()) / 1e6
+    grid = model.grid
+    lines = [
+        f"# {config.kind.replace('_', ' ').capitalize()} model",
+        "",
+        WHAT[config.kind],
+        "",
+        f"- Network: {parameters:.2f} M parameters; `config.yaml` says how it is built.",
+        f"- Images: {grid}, MNI space, intensities 0..1.",
+        f"- Trained on: {config.trained_on['cohort']}, {config.trained_on['training_rows']} rows "
+        f"of its training split, {config.trained_on['steps']} steps, "
+        f"seed {config.trained_on['seed']}.",
+        f"- Cohort hash: `{config.trained_on['cohort_hash']}`",
+    ]
+    if config.kind == "diffusion":
+        lines += ["", "| covariate | unit | 0 is | 1 is |", "|---|---|---|---|"]
+        lines += [
+            f"| {c['name']} | {c['unit'] or '-'} | {c['low']:g} | {c['high']:g} |"
+            for c in config.covariates
+        ]
+    checks = {name: value for name, value in sorted(metrics.items()) if name.startswith("val/")}
+    if checks:
+        lines += ["", "Last check on the validation split:", ""]
+        lines += [f"- {name.removeprefix('val/')}: {value:.4g}" for name, value in checks.items()]
+    lines += ["", "For research; not a medical device, not for decisions about a person.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,200 @@
+"""A model folder: what is saved comes back the same, and a bad folder is told in one line."""
+
+import pytest
+import torch
+import yaml
+
+from brain_ldm.cohorts.grid import paper_grid
+from brain_ldm.diffusion.config import DDIMConfig, Prediction
+from brain_ldm.errors import InputError
+from brain_ldm.models import (
+    Autoencoder,
+    BrainAge,
+    Diffusion,
+    GridConfig,
+    SavedAutoencoder,
+    SavedBrainAge,
+    SavedDiffusion,
+    SavedSegmenter,
+    Segmenter,
+    open_model,
+    save_model,
+)
+from brain_ldm.networks.config import (
+    AutoencoderConfig,
+    BrainAgeConfig,
+    SegmenterConfig,
+    UNetConfig,
+)
+
+GRID = GridConfig(**paper_grid(4).to_dict())
+COVARIATES = [
+    {"name": "sex", "unit": "", "low": 0.0, "high": 1.0},
+    {"name": "age", "unit": "year", "low": 44.0, "high": 82.0},
+]
+
+
+def autoencoder():
+    network = AutoencoderConfig(channels=[4, 8, 8], res_blocks=1, norm_groups=4)
+    return Autoencoder(SavedAutoencoder(grid=GRID, network=network)).eval()
+
+
+def diffusion(prediction=Prediction.epsilon):
+    network = UNetConfig(
+        channels=[16, 32],
+        res_blocks=1,
+        attention_levels=[False, True],
+        head_channels=[0, 16],
+        norm_groups=8,
+    )
+    saved = SavedDiffusion(
+        grid=GRID, network=network, prediction=prediction, latent_scale=0.7, covariates=COVARIATES
+    )
+    model = Diffusion(saved, autoencoder()).eval()
+    # Layers of a fresh U-Net that are zero, its last one among them, would hide what comes before.
+    for parameter in model.network.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
+
+
+def segmenter():
+    network = SegmenterConfig(features=[4, 4, 4, 4, 4, 4])
+    classes = ["background", "csf", "grey", "white", "ventricle"]
+    return Segmenter(SavedSegmenter(grid=GRID, network=network, classes=classes)).eval()
+
+
+def brain_age():
+    return BrainAge(SavedBrainAge(grid=GRID, network=BrainAgeConfig([2, 4]))).eval()
+
+
+def sample(model):
+    noise = torch.randn(2, 3, 10, 14, 10, generator=torch.Generator().manual_seed(0))
+    conditions = torch.tensor([[0.0, 0.2], [1.0, 0.9]])
+    return model.decode(model.sample(conditions, noise, DDIMConfig(steps=3)))
+
+
+USES = [
+    (autoencoder, lambda m, x: m.reconstruct(x)),
+    (segmenter, lambda m, x: torch.stack(list(m.volumes(x).values()))),
+    (brain_age, lambda m, x: m.predict(x)),
+    (diffusion, lambda m, x: sample(m)),
+    (lambda: diffusion(Prediction.v), lambda m, x: sample(m)),
+]
+
+
+@pytest.mark.parametrize(("make", "use"), USES)
+@torch.no_grad()
+def test_a_reloaded_model_gives_identical_outputs(tmp_path, make, use):
+    torch.manual_seed(3)
+    model = make()
+    save_model(model, tmp_path / "m", "# card\n")
+    again = open_model(tmp_path / "m", type(model))
+    images = torch.rand(2, 1, 40, 56, 40)
+    assert torch.equal(use(model, images), use(again, images))
+    assert (tmp_path / "m" / "MODEL_CARD.md").read_text() == "# card\n"
+    assert len(again.hash) == 64
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+def test_volumes_are_soft_sums_in_cubic_millimetres():
+    model = segmenter()
+    images = torch.rand(1, 1, 40, 56, 40)
+    with torch.no_grad():
+        posteriors = model.posteriors(images)
+        volumes = model.volumes(images)
+    assert torch.allclose(posteriors.sum(dim=1), torch.ones(()), atol=1e-5)
+    white_and_grey = float(posteriors[0, 2:4].double().sum() * 4**3)
+    assert float(volumes["brain_volume"]) == pytest.approx(white_and_grey)
+    assert float(volumes["ventricular_volume"]) == pytest.approx(
+        float(posteriors[0, 4].double().sum() * 64)
+    )
+
+
+@torch.no_grad()
+def test_the_latent_scale_is_divided_out_when_sampling():
+    model = diffusion()
+    noise = torch.randn(1, 3, 10, 14, 10)
+    conditions = torch.tensor([[1.0, 0.5]])
+    latents = model.sample(conditions, noise, DDIMConfig(steps=3))
+    model.config.latent_scale = 1.4
+    assert torch.allclose(latents / 2, model.sample(conditions, noise, DDIMConfig(steps=3)))
+
+
+@torch.no_grad()
+def test_guidance_0_and_1_are_the_unconditional_and_the_conditional_model():
+    model = diffusion()
+    noise = torch.randn(2, 3, 10, 14, 10)
+    one, other = torch.tensor([[0.0, 0.1]] * 2), torch.tensor([[1.0, 0.9]] * 2)
+    nothing = torch.full_like(one, -1.0)
+    steps = DDIMConfig(steps=4)
+    free = model.sample(one, noise, steps, guidance=0.0)
+    assert torch.equal(free, model.sample(other, noise, steps, guidance=0.0))
+    assert torch.equal(free, model.sample(nothing, noise, steps, guidance=1.0))
+    assert not torch.allclose(free, model.sample(one, noise, steps, guidance=1.0))
+    blend = model.sample(one, noise, steps, guidance=0.999999)
+    assert torch.allclose(blend, model.sample(one, noise, steps, guidance=1.0), atol=1e-4)
+
+
+@torch.no_grad()
+def test_both_ways_of_conditioning_reach_the_output():
+    """Concatenation and cross-attention each matter: silence one, the other still acts."""
+    model = diffusion()
+    unet = model.network.unet
+    x, t = torch.randn(1, 5, 10, 14, 10), torch.tensor([500])
+    quiet, loud = torch.zeros(1, 1, 2), torch.ones(1, 1, 2)
+    assert not torch.equal(unet(x, t, context=quiet), unet(x, t, context=loud))
+    other = x.clone()
+    other[:, 3:] += 1
+    assert not torch.equal(unet(x, t, context=quiet), unet(other, t, context=quiet))
+
+
+def test_bad_folders_are_told_in_one_line(tmp_path):
+    folder = tmp_path / "m"
+    with pytest.raises(InputError, match="no model there"):
+        open_model(folder, Autoencoder)
+    save_model(autoencoder(), folder, "")
+    with pytest.raises(InputError, match="kind 'autoencoder', not 'segmenter'"):
+        open_model(folder, Segmenter)
+
+    weights = folder / "weights.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        open_model(folder, Autoencoder)
+    weights.unlink()
+    with pytest.raises(InputError, match=r"no weights\.safetensors"):
+        open_model(folder, Autoencoder)
+    weights.write_bytes(whole)
+
+    config = folder / "config.yaml"
+    data = yaml.safe_load(config.read_text())
+    data["network"]["channels"] = [4, 4, 8]
+    config.write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match="does not fit"):
+        open_model(folder, Autoencoder)
+    data["network"]["depth"] = 3
+    config.write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match="depth"):
+        open_model(folder, Autoencoder)
+    config.write_text("kind: !!python/object/apply:os.system ['false']\n")
+    with pytest.raises(InputError, match="not a model's config"):
+        open_model(folder, Autoencoder)
+
+
+def test_an_interrupted_save_leaves_no_whole_model(tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("brain_ldm.models.save_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(autoencoder(), tmp_path / "m", "")
+    with pytest.raises(InputError, match=r"no weights\.safetensors"):
+        open_model(tmp_path / "m", Autoencoder)
+
+
+def test_shapes_that_the_strides_do_not_divide():
+    grid = GridConfig(shape=[40, 54, 40], affine=GRID.affine)
+    network = AutoencoderConfig(channels=[4, 8, 8], norm_groups=4)
+    with pytest.raises(InputError, match="does not divide"):
+        Autoencoder(SavedAutoencoder(grid=grid, network=network))

@@ -1,0 +1,242 @@
+"""The autoencoder's GAN: every loss term acts, the discriminator trains, steps count once."""
+
+import dataclasses
+import math
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.errors import InputError
+from brain_ldm.models import Autoencoder, GridConfig, SavedAutoencoder, SavedSegmenter, Segmenter
+from brain_ldm.networks.config import AutoencoderConfig, DiscriminatorConfig, SegmenterConfig
+from brain_ldm.networks.perceptual import SegmenterPerceptualLoss, hub_perceptual_loss
+from brain_ldm.training.autoencoder import AutoencoderTraining, build_perceptual, kl_divergence
+from brain_ldm.training.config import AutoencoderLossConfig, AutoencoderTask, PerceptualConfig
+from brain_ldm.training.data import Rows
+
+SHAPE = (16, 16, 16)
+GRID = GridConfig(**VoxelGrid(SHAPE, np.diag([4.0, 4, 4, 1])).to_dict())
+ONLY = {"l1": 0.0, "perceptual": 0.0, "adversarial": 0.0, "kl": 0.0}
+
+
+class NoPerceptual(nn.Module):
+    def forward(self, images, targets):
+        return (images - targets).square().mean()
+
+
+def training(seed=0, lr=1e-3, discriminator_lr=1e-3, **loss):
+    torch.manual_seed(seed)
+    task = AutoencoderTask(
+        network=AutoencoderConfig(channels=[4, 8], res_blocks=1, norm_groups=4),
+        discriminator=DiscriminatorConfig(channels=8, layers=2),
+        loss=AutoencoderLossConfig(**loss),
+        lr=lr,
+        discriminator_lr=discriminator_lr,
+    )
+    model = Autoencoder(SavedAutoencoder(grid=GRID, network=task.network))
+    return AutoencoderTraining(model, task, NoPerceptual(), seed)
+
+
+def images(count=8):
+    random = np.random.default_rng(0)
+    axis = np.linspace(-1, 1, SHAPE[0])
+    radius = np.sqrt(sum(a**2 for a in np.meshgrid(axis, axis, axis)))
+    sizes = random.uniform(0.5, 0.9, count)[:, None, None, None]
+    return ((radius[None] < sizes) * 0.8).astype(np.float16)
+
+
+def fit(module, steps, tmp_path, callbacks=()):
+    loader = DataLoader(Rows({"image": images()}), batch_size=4)
+    recorded = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            recorded.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+    trainer = L.Trainer(
+        max_steps=steps,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+        default_root_dir=tmp_path,
+        callbacks=[Record(), *callbacks],
+    )
+    trainer.fit(module, loader)
+    return trainer, recorded
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+class Snapshots(L.Callback):
+    def __init__(self):
+        self.generator, self.discriminator = [], []
+
+    def on_train_batch_end(self, trainer, module, *_):
+        self.generator.append(weights(module.model))
+        self.discriminator.append(weights(module.discriminator))
+
+
+def test_the_discriminator_begins_after_the_warm_up(tmp_path):
+    module = training(adversarial_start=3)
+    before = weights(module.discriminator)
+    snapshots = Snapshots()
+    _, recorded = fit(module, 6, tmp_path, [snapshots])
+    for step in range(3):
+        assert torch.equal(snapshots.discriminator[step], before)
+        assert "train/discriminator" not in recorded[step]
+        assert "train/adversarial" not in recorded[step]
+    for step in range(3, 6):
+        assert not torch.equal(snapshots.discriminator[step], snapshots.discriminator[step - 1])
+        assert "train/adversarial" in recorded[step]
+
+
+def test_the_discriminator_learns_to_tell_real_from_reconstructed(tmp_path):
+    """With the generator at rest its least-squares loss must fall well below that of a guess."""
+    module = training(lr=0.0, discriminator_lr=2e-3)
+    _, recorded = fit(module, 40, tmp_path)
+    guess = 0.25  # of a discriminator that answers 1/2 everywhere
+    assert recorded[-1]["train/discriminator"] < guess / 2
+    assert recorded[-1]["train/discriminator_accuracy"] > 0.9
+
+
+def test_the_adversarial_term_alone_moves_the_generator_towards_real(tmp_path):
+    """A discriminator at rest must take the reconstructions for real ever more."""
+    teacher = training(lr=0.0, discriminator_lr=2e-3)
+    fit(teacher, 30, tmp_path)
+    module = training(discriminator_lr=0.0, **{**ONLY, "adversarial": 1.0})
+    module.discriminator.load_state_dict(teacher.discriminator.state_dict())
+    judged = weights(module.discriminator)
+    _, recorded = fit(module, 30, tmp_path)
+    assert recorded[-1]["train/adversarial"] < 0.7 * recorded[0]["train/adversarial"]
+    assert torch.equal(weights(module.discriminator), judged)
+
+
+@pytest.mark.parametrize("term", ["l1", "perceptual", "kl"])
+def test_every_other_term_alone_falls(tmp_path, term):
+    module = training(**{**ONLY, term: 1.0 if term != "kl" else 1e-3})
+    _, recorded = fit(module, 20, tmp_path)
+    assert recorded[-1][f"train/{term}"] < 0.8 * recorded[0][f"train/{term}"]
+
+
+def test_the_total_is_the_weighted_sum_and_weights_are_logged(tmp_path):
+    module = training(l1=1.0, perceptual=0.3, adversarial=0.2, kl=1e-4)
+    _, recorded = fit(module, 1, tmp_path)
+    metrics = recorded[0]
+    terms = ["l1", "perceptual", "adversarial", "kl"]
+    total = sum(metrics[f"weight/{t}"] * metrics[f"train/{t}"] for t in terms)
+    assert metrics["train/generator"] == pytest.approx(total, rel=1e-5)
+    assert metrics["weight/perceptual"] == pytest.approx(0.3)
+
+
+def test_steps_are_generator_steps_and_travel_in_the_checkpoint(tmp_path):
+    module = training()
+    trainer, recorded = fit(module, 5, tmp_path)
+    assert trainer.global_step == len(recorded) == 5
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert saved["global_step"] == 5
+    # Going on from there, the warm-up and max_steps count on from 5.
+    resumed = training(adversarial_start=7)
+    loader = DataLoader(Rows({"image": images()}), batch_size=4)
+    began = []
+
+    class Watch(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            if "train/discriminator" in trainer.callback_metrics:
+                began.append(trainer.global_step)
+
+    again = L.Trainer(
+        max_steps=9,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[Watch()],
+    )
+    again.fit(resumed, loader, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    assert again.global_step == 9
+    assert began == [8, 9]
+
+
+def test_only_the_stepping_side_has_gradients():
+    module = training()
+    module.discriminator.zero_grad()
+    batch = torch.from_numpy(images(2)).float().unsqueeze(1)
+    mu, sigma = module.model.encode(batch)
+    reconstructions = module.model.decode(mu)
+    loss, _ = module.discriminator_loss(batch, reconstructions.detach())
+    loss.backward()
+    assert all(p.grad is None for p in module.model.parameters())
+    assert all(p.grad is not None for p in module.discriminator.parameters())
+
+
+def test_kl_is_the_closed_form_summed_over_the_latent():
+    mu, sigma = torch.randn(5, 3, 2, 2, 2), torch.rand(5, 3, 2, 2, 2) + 0.1
+    posterior = torch.distributions.Normal(mu, sigma)
+    prior = torch.distributions.Normal(0.0, 1.0)
+    expected = torch.distributions.kl_divergence(posterior, prior).flatten(1).sum(1).mean()
+    assert torch.allclose(kl_divergence(mu, sigma), expected, rtol=1e-5)
+
+
+def test_segmenter_features_are_a_distance():
+    torch.manual_seed(0)
+    saved = SavedSegmenter(
+        grid=GRID, network=SegmenterConfig([4, 4, 8, 8, 8, 4]), classes=list("abcde")
+    )
+    loss = SegmenterPerceptualLoss(Segmenter(saved).network)
+    x, y = torch.rand(1, 1, 32, 32, 32), torch.rand(1, 1, 32, 32, 32, requires_grad=True)
+    assert float(loss(x, x)) == 0
+    value = loss(y, x)
+    value.backward()
+    assert float(value) > 0 and float(y.grad.abs().sum()) > 0
+    assert not any(p.requires_grad for p in loss.parameters())
+    assert not loss.train().network.training
+
+
+def test_hub_networks_load_from_a_local_folder(tmp_path, monkeypatch):
+    """MONAI's PerceptualLoss with MedicalNet, its hub folder made here with weights of ours."""
+    hub = tmp_path / "hub"
+    repository = hub / "Project-MONAI_perceptual-models_main"
+    repository.mkdir(parents=True)
+    torch.manual_seed(0)
+    from monai.networks.nets import resnet10
+
+    network = resnet10(n_input_channels=1, feed_forward=False, shortcut_type="B")
+    torch.save(network.state_dict(), repository / "weights.pt")
+    (repository / "hubconf.py").write_text(
+        "import os, torch\n"
+        "def medicalnet_resnet10_23datasets(**_):\n"
+        "    from monai.networks.nets import resnet10\n"
+        "    net = resnet10(n_input_channels=1, feed_forward=False, shortcut_type='B')\n"
+        "    here = os.path.dirname(__file__)\n"
+        "    net.load_state_dict(torch.load(os.path.join(here, 'weights.pt'), weights_only=True))\n"
+        "    return net\n"
+    )
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    loss = hub_perceptual_loss("medicalnet_resnet10_23datasets", str(hub), 0.25)
+    loaded = loss.perceptual_function.model.state_dict()
+    for name, value in network.state_dict().items():
+        assert torch.equal(loaded[name], value)
+    x, y = torch.rand(1, 1, 32, 32, 32), torch.rand(1, 1, 32, 32, 32)
+    assert math.isclose(float(loss(x, x)), 0, abs_tol=1e-6)
+    assert float(loss(x, y)) > 0
+
+
+def test_a_segmenter_is_needed_and_must_fit(tiny_cohort, tmp_path):
+    config = PerceptualConfig()
+    with pytest.raises(InputError, match="segmenter's model folder"):
+        build_perceptual(config, tiny_cohort)
+    config = dataclasses.replace(config, weights=str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no model there"):
+        build_perceptual(config, tiny_cohort)
