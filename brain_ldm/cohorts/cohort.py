@@ -381,6 +381,8 @@ class CohortWriter:
         rows = self.done()
         if not rows:
             raise InputError(f"{self.root}: no participant was written")
+        for left_over in self.root.glob("sub-*/anat/.*"):
+            left_over.unlink()  # temporary files of a writer that was killed
         table = pd.DataFrame(list(rows.values())).reindex(columns=[*COLUMNS, *self.extra_columns])
         text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
         columns = {
@@ -440,7 +442,7 @@ def _temporary(path: Path) -> Path:
 def _write_text(path: Path, text: str) -> None:
     temporary = _temporary(path)
     temporary.write_text(text)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _write_json(path: Path, data: dict) -> None:
@@ -462,6 +464,6 @@ def _write_nifti(path: str, voxels: np.ndarray, affine: np.ndarray, slope: float
         written = np.asarray(nib.load(temporary).dataobj.get_unscaled())
         if not np.array_equal(written, voxels):
             raise OSError(f"{path}: reading back gave other voxels; is the disk full?")
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,6 @@ ventricles, sulci, contrast and head size as for the template's phantoms.
 """
 
 import hashlib
-import os
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,12 +15,12 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from brain_ldm.cohorts.ageing import CONTRAST, Person, draw_person
+from brain_ldm.cohorts.ageing import SULCI, Person, draw_person
 from brain_ldm.cohorts.drawing import Phantom, generator, participant_id, phantom, work_grid
 from brain_ldm.cohorts.grid import VoxelGrid, paper_grid
 from brain_ldm.cohorts.labels import GROUPS, NAMES, group_index
 from brain_ldm.cohorts.registration import register_rigid
-from brain_ldm.cohorts.template import CENTRE, SHARPNESS, averaged
+from brain_ldm.cohorts.template import CENTRE, MIDDLE_INTENSITY, SHARPNESS, averaged
 from brain_ldm.cohorts.ventricles import grow, wall_maps
 from brain_ldm.cohorts.warp import Volume, individual
 from brain_ldm.errors import InputError
@@ -58,6 +57,8 @@ CLASSES = (
 )
 CLASS_MEAN_STD = 10.0  # scatter of a class's mean between heads, where there are no priors
 REACH = 30  # voxels around the ventricles
+# Of the priors' scatter of means: they span scanners and sequences, a cohort has few.
+MEAN_SCATTER = 0.4
 MARGIN = 16  # mm beyond the paper's field of view, for heads that are shrunk
 BRAIN = [n for group in ("csf", "grey", "white", "ventricle") for n in GROUPS[group]]
 CORTEX = (3, 8, 42, 47)
@@ -98,7 +99,7 @@ class LabelMaps:
         labels, affine = _read(path)
         for name, array in _align(path, labels, affine, resolution).items():
             _keep(folder / f"map{which:04d}_{name}.npy", array)
-        os.replace(folder / f"map{which:04d}_head_volume.npy", kept)
+        (folder / f"map{which:04d}_head_volume.npy").replace(kept)
 
 
 def open_label_maps(folder: str | Path) -> LabelMaps:
@@ -146,6 +147,8 @@ def open_label_maps(folder: str | Path) -> LabelMaps:
         else:
             if count != len(CLASSES):
                 raise InputError(f"{priors[0]}: {count} classes, and no file says of which labels")
+    if means[0, classes[2]] <= means[0, classes[3]]:
+        raise InputError(f"{folder}: priors have white matter no brighter than grey; give T1 ones")
     digest = hashlib.sha256()
     for path in used:
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -192,9 +195,10 @@ def _render(
         points, head.wall, person.ventricular_volume, rng.normal(0, 0.4), work
     )
     labels = head.tissue.nearest(came_from)[:, 0]
-    # Sulci open where the odds of CSF at the pial surface, as for the template, exceed 1.
+    # Sulci open where the odds of CSF at the pial surface exceed 1; at the middle age they are
+    # about the map's own.
     part = np.clip(head.parenchyma.linear(came_from)[:, 0], 1e-3, 1 - 1e-3)
-    open_sulcus = SHARPNESS * np.log((1 - part) / part) + person.sulci > 0
+    open_sulcus = SHARPNESS * np.log((1 - part) / part) + person.sulci - SULCI > 0
     labels[np.isin(labels, CORTEX) & open_sulcus] = 24
     filled = ventricle > 0.5
     labels[filled] = head.ventricle.nearest(points[filled])[:, 0]
@@ -213,19 +217,17 @@ def _intensities(
     rng: np.random.Generator, person: Person, maps: LabelMaps
 ) -> tuple[np.ndarray, np.ndarray]:
     """Each class's mean and standard deviation (K,) in one head, on the 0..1 scale."""
-    means = rng.normal(*maps.means) / 255
-    stds = np.abs(rng.normal(*maps.stds)) / 255
-    # The person's age decides the contrast of grey and white, the draw only their level.
-    grey, white = maps.classes[3], maps.classes[2]
-    middle = maps.means[0, [grey, white]].mean() / 255 + rng.normal(0, 0.02)
-    typical = (maps.means[0, white] - maps.means[0, grey]) / 255
-    brain = np.unique(maps.classes[[n for g in ("grey", "white") for n in GROUPS[g]]])
-    deviation = (means - maps.means[0] / 255)[brain] * 0.25
-    relative = maps.means[0, brain] / 255 - maps.means[0, [grey, white]].mean() / 255
-    means[brain] = middle + relative * person.contrast / CONTRAST + deviation
-    for sides in (maps.classes[[3, 42]], maps.classes[[2, 41]]):
-        sign = -0.5 if grey in sides else 0.5
-        means[sides] = middle + sign * person.contrast * typical / max(typical, CONTRAST)
+    grey, white = maps.classes[[3, 42]], maps.classes[[2, 41]]
+    middle = maps.means[0, [*grey, *white]].mean()
+    scale = MIDDLE_INTENSITY / middle
+    means = (maps.means[0] + MEAN_SCATTER * rng.normal(0, maps.means[1])) * scale
+    stds = np.abs(rng.normal(*maps.stds)) * scale
+    # The person's age decides the contrast of grey and white, and that of the nuclei with it.
+    typical = (maps.means[0, white].mean() - maps.means[0, grey].mean()) * scale
+    brain = np.unique(maps.classes[GROUPS["grey"] + GROUPS["white"]])
+    means[brain] = MIDDLE_INTENSITY + (means[brain] - MIDDLE_INTENSITY) * person.contrast / typical
+    means[grey] = MIDDLE_INTENSITY - person.contrast / 2
+    means[white] = MIDDLE_INTENSITY + person.contrast / 2
     return np.clip(means, 0, 1), stds
 
 
@@ -270,10 +272,11 @@ def _align(path: Path, labels: np.ndarray, affine: np.ndarray, resolution: int) 
         slice(max(s.start - REACH, 0), s.stop + REACH)
         for s in ndimage.find_objects(ventricle.astype(np.uint8))[0]
     )
+    parts, within = moved[box], ventricle[box]
+    matter = np.isin(parts, GROUPS["grey"] + GROUPS["white"])
     tissue, nearest_ventricle = moved.copy(), moved.copy()
-    for filled, taken in ((tissue, ventricle[box]), (nearest_ventricle, ~ventricle[box])):
-        source = ndimage.distance_transform_edt(taken, return_distances=False, return_indices=True)
-        filled[box] = moved[box][tuple(source)]
+    tissue[box] = np.where(within, _spread(parts, matter), parts)
+    nearest_ventricle[box] = _spread(parts, within)
     parenchyma = np.isin(tissue, GROUPS["grey"] + GROUPS["white"]).astype(np.float32)
     work = _margin_grid(resolution)
     return {
@@ -283,6 +286,12 @@ def _align(path: Path, labels: np.ndarray, affine: np.ndarray, resolution: int) 
         "wall": np.stack([averaged(c, work) for c in wall], axis=-1),
         "head_volume": np.array(float(np.isin(moved, BRAIN).sum())),
     }
+
+
+def _spread(labels: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """For each voxel, the nearest label among those `where` allows."""
+    nearest = ndimage.distance_transform_edt(~where, return_distances=False, return_indices=True)
+    return labels[tuple(nearest)]
 
 
 def _margin_grid(resolution: int) -> VoxelGrid:

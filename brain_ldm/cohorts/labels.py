@@ -51,7 +51,8 @@ NAMES: dict[int, str] = {
     515: "bone-cortical",
     516: "bone-cancellous",
     530: "optic-nerve",
-    **{n: f"{side}-{name}" for p, name in _SIDED.items() for n, side in zip(p, ("left", "right"))},
+    **{left: f"left-{name}" for (left, _), name in _SIDED.items()},
+    **{right: f"right-{name}" for (_, right), name in _SIDED.items()},
 }
 
 # Ventricles as the paper measures them, with SynthSeg's 4, 5, 43 and 44: lateral and inferior

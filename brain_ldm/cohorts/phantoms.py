@@ -2,6 +2,8 @@
 
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -100,7 +102,7 @@ def _each(job: Callable[[int], None], items: list[int], description: str, worker
         for _ in track(map(job, items), description, total=len(items)):
             pass
         return
-    with ProcessPoolExecutor(workers, initializer=_begin_worker) as pool:
+    with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
         try:
             for _ in track(pool.map(job, items), description, total=len(items)):
                 pass
@@ -109,6 +111,14 @@ def _each(job: Callable[[int], None], items: list[int], description: str, worker
             raise
 
 
-def _begin_worker() -> None:
+def _begin_worker(parent: int) -> None:
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    # A pool's workers would wait for ever for a parent that was killed.
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

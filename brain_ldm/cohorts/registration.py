@@ -1,14 +1,12 @@
 """Rigid registration to MNI space."""
 
-from itertools import product
-
 import numpy as np
 import SimpleITK as sitk
 
 # Between nibabel's world (RAS) and ITK's (LPS).
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Tilts tried at the coarsest level, in rad about x (nodding) and z: heads differ most in these.
-TILTS = tuple(product((-0.25, 0.0, 0.25), (-0.15, 0.15)))
+TILTS = ((-0.25, 0.0), (0.25, 0.0), (0.0, -0.15), (0.0, 0.15))
 SEED = 42  # of the sampling, so that a map always lands in the same place
 
 

@@ -16,7 +16,6 @@ from brain_ldm.cohorts.warp import Volume, individual
 SHARPNESS = 2.5
 MIDDLE_INTENSITY = 0.62  # between grey and white matter
 CSF_INTENSITY = 0.13
-TEXTURE = 1.0
 CENTRE = np.array([0.0, -17.0, 5.0])  # of the template's brain in mm
 
 
@@ -131,7 +130,7 @@ def _render(
         grey * np.float32(MIDDLE_INTENSITY - half)
         + white * np.float32(MIDDLE_INTENSITY + half)
         + csf * np.float32(CSF_INTENSITY)
-        + tissue[:, 3] * (grey + white) * np.float32(TEXTURE)
+        + tissue[:, 3] * (grey + white)
     )
     intensity += ventricle * (np.float32(CSF_INTENSITY) - intensity)
 

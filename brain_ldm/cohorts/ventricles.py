@@ -7,6 +7,8 @@ from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.cohorts.warp import Volume
 
 PUSH_RANGE = 12.0  # mm over which the push of the ventricular wall fades to 1/e
+# An old wall further in would leave tissue to be made up where there was none.
+MOST_SHRINKING = np.float32(2.5)  # mm
 SEPTUM = 0.8  # mm on either side of the surface between the ventricles that neither takes
 
 
@@ -22,7 +24,14 @@ def wall_maps(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, ...]:
         midway between the two sides in mm, negative on the left.
     """
     to_left, to_right = (ndimage.distance_transform_edt(~side) for side in (left, right))
-    inside = ndimage.distance_transform_edt(left | right)
+    both = left | right
+    # The box around them, with a border that is outside, is all that the inner distance needs.
+    box = tuple(
+        slice(max(s.start - 1, 0), s.stop + 1)
+        for s in ndimage.find_objects(both.astype(np.uint8))[0]
+    )
+    inside = np.zeros(both.shape)
+    inside[box] = ndimage.distance_transform_edt(both[box])
     distance = np.where(inside > 0, 0.5 - inside, np.minimum(to_left, to_right) - 0.5)
     smooth = ndimage.gaussian_filter(distance.astype(np.float32), 1.0)
     side = ((to_left - to_right) / 2).astype(np.float32)
@@ -41,7 +50,7 @@ def grow(
     Args:
         points: (N, 3) in mm, where the voxels of `grid` come from in the old brain.
         wall: the five channels of `wall_maps`.
-        volume: mm³ to be reached.
+        volume: mm³ to be reached, unless the wall had to move in by more than `MOST_SHRINKING`.
         asymmetry: mm by which the left ventricle's wall moves less and the right one's more.
         grid: of which the points are some.
 
@@ -54,7 +63,7 @@ def grow(
     distance = distance - np.sign(side) * np.float32(asymmetry)
     distance[np.abs(side) < SEPTUM] += np.float32(1e3)
     count = int(np.clip(round(volume / grid.voxel_volume), 1, len(distance) - 1))
-    moved = np.partition(distance, count)[count]
+    moved = max(np.partition(distance, count)[count], -MOST_SHRINKING)
     ventricle = np.clip((moved - distance) / np.float32(grid.resolution) + 0.5, 0, 1)
     distance[distance > 500] -= np.float32(1e3)
     reach = np.float32(PUSH_RANGE) + np.abs(moved)

@@ -1,4 +1,4 @@
-"""Deformations by pull-back: for each voxel of the new brain, where it comes from in the old one."""
+"""Deformations by pull-back: where each voxel of a new brain comes from in an old one."""
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def spline_field(
 ) -> np.ndarray:
     """A smooth random field from a cubic B-spline over Gaussian control points.
 
-    Control points are set in mm from the grid's edge, so a seed gives the same field at every resolution.
+    Control points are set in mm from the grid's edge: one seed gives one field at every resolution.
 
     Returns:
         float32 (X, Y, Z, channels); at the control points' variance of 1 its own is about .1.

@@ -134,7 +134,7 @@ def evaluate_cohorts(
                 "agreement": _compare(table, config, ceilings).get(varied),
                 "figure": f"figures/sweep_{name}.png",
             }
-            _sweep(stage / f"figures/sweep_{name}.png", cohort, table, varied)
+            _sweep(stage / f"figures/sweep_{name}.png", cohort, table, true, varied)
         del again
         (stage / "reconstructions").unlink()
         write_files(stage, metrics, pd.concat(tables, ignore_index=True))
@@ -349,7 +349,9 @@ def _scatter(path: Path, table: pd.DataFrame, true: pd.DataFrame, found: dict[st
     )
 
 
-def _sweep(path: Path, cohort: Cohort, table: pd.DataFrame, varied: str) -> None:
+def _sweep(
+    path: Path, cohort: Cohort, table: pd.DataFrame, true: pd.DataFrame, varied: str
+) -> None:
     levels = COVARIATES[varied].levels if varied in COVARIATES else {}
     quantity = QUANTITIES.get(varied, Quantity(varied, "", "", 1.0, 2))
     values = table[varied].map(levels) if levels else quantity.shown(table[varied])
@@ -378,6 +380,7 @@ def _sweep(path: Path, cohort: Cohort, table: pd.DataFrame, varied: str) -> None
                 for part in seeds
             ],
             (first.value.to_numpy(), requested),
+            tuple(other.shown(np.percentile(true[f"measured_{name}"], [0, 100]))),
             {code: level for level, code in levels.items()} or None,
         )
 

@@ -194,7 +194,8 @@ def scatter(path: Path, panels: Sequence[Points]) -> Figure:
 class Line:
     """One measured quantity along a sweep, a series (values varied, measured) per seed.
 
-    `requested` is what was asked for, the same shape of pair; empty where nothing was.
+    `requested` is what was asked for, the same shape of pair, nan where nothing was. The axis
+    covers at least `span`, so that a drift looks as small or large as it is among real brains.
     """
 
     title: str
@@ -202,6 +203,7 @@ class Line:
     ylabel: str
     series: Sequence[tuple[np.ndarray, np.ndarray]]
     requested: tuple[np.ndarray, np.ndarray]
+    span: tuple[float, float]
     ticks: dict[float, str] | None = None
 
 
@@ -243,6 +245,7 @@ def sweep(path: Path, grid: VoxelGrid, brains: Sequence[Brain], lines: Sequence[
     for i, line in enumerate(lines):
         box = (i * each + 0.85, 0.55, each - 1.1, plot - 1.0)
         ax = figure.add_axes(np.divide(box, (width, height, width, height)), facecolor=NIGHT)
+        ax.update_datalim([(line.requested[0][0], end) for end in line.span])
         ax.plot(*line.requested, "--", color=QUIET, linewidth=1.2, label="requested")
         for n, series in enumerate(line.series):
             name = "measured" if n == 0 else None

@@ -148,7 +148,7 @@ as they are. Look for one person changing in the way that was asked for, and in 
 else sweep.covariate }} varied</h3>
 <figure><img src="{{ sweep.figure|urlencode }}" alt="Brains of a sweep">
 <figcaption>Coronal above axial slices of one seed. Below: measured against the value varied, a line
-a seed; dashed is what was requested.
+a seed, on axes that cover what was measured on the real brains; dashed is what was requested.
 {% if sweep.agreement and sweep.agreement.r is not none %}Over {{ sweep.agreement.n }} brains r is
 {{ interval(sweep.agreement) }} and the slope {{ number(sweep.agreement.slope, 2) }}.{% endif %}
 </figcaption></figure>

@@ -194,12 +194,13 @@ def test_an_interrupted_cohort_goes_on_and_does_not_open(tmp_path):
     first.add(row(0), image(0))
     with pytest.raises(InputError):
         open_cohort(tmp_path / "c")
+    (tmp_path / "c/sub-00/anat/.half_written.nii.gz").touch()
     second = writer(tmp_path / "c")
     assert list(second.done()) == ["sub-00"]
     second.add(row(1), image(1))
     second.finish()
     assert len(open_cohort(tmp_path / "c").table) == 2
-    assert not list((tmp_path / "c").glob(".*"))
+    assert not list((tmp_path / "c").rglob(".*"))
 
 
 def test_only_the_same_cohort_may_be_written_again(root, tmp_path):

@@ -70,7 +70,7 @@ def test_wrong_values_are_named_by_row_and_column(column, value, culprit):
 
 
 def test_a_constant_or_empty_covariate_cannot_be_scaled():
-    with pytest.raises(InputError, match="age.*every training row has 40"):
+    with pytest.raises(InputError, match=r"age.*every training row has 40"):
         CovariateEncoder.fit(TABLE[:1], ["age"])
     with pytest.raises(InputError, match="ventricular_volume: no value"):
         CovariateEncoder.fit(TABLE, ["ventricular_volume"])

@@ -100,11 +100,14 @@ def test_scatter_without_a_single_request_is_drawn_empty(tmp_path):
 def test_sweep_draws_a_strip_and_its_lines(grid, tmp_path):
     brains = [Brain(ball(grid, 3 + i), (f"asked {i}", f"measured {i}")) for i in range(4)]
     values = np.arange(4.0)
-    line = Line("Age: varied", "age", "age", [(values, values + 1)] * 2, (values, values))
+    line = Line("Age: varied", "age", "age", [(values, values + 1)] * 2, (values, values), (-5, 2))
     figure = sweep(tmp_path / "s.png", grid, brains, [line, line, line])
     assert len(figure.axes) == 4 * 2 + 3
     assert [text.get_text() for text in figure.texts] == [
         f"asked {i}\nmeasured {i}" for i in range(4)
     ]
+    low, high = figure.axes[-1].get_ylim()
+    assert low < -5
+    assert 4 < high < 5
     assert len(figure.axes[-1].lines) == 3  # what was requested, and two seeds
     assert (tmp_path / "s.png").stat().st_size > 5000

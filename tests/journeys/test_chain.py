@@ -1,0 +1,111 @@
+"""Whole commands, from phantoms to the report, on cohorts and networks as small as they come."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from brain_ldm.cohorts.cohort import open_cohort
+
+TINY = {
+    "segmenter": ["task.network.features=[4,4,8,8,8,4]", "trainer.max_steps=4"],
+    "brain_age": ["task.network.channels=[2,4]", "trainer.max_steps=4", "data.batch_size=4"],
+    "ae": [
+        "task.network.channels=[4,8,8]",
+        "task.network.norm_groups=4",
+        "task.discriminator.channels=4",
+        "task.loss.adversarial_start=2",
+        "trainer.max_steps=4",
+    ],
+    "ldm": [
+        "task.network.channels=[16,16]",
+        "task.network.norm_groups=8",
+        "task.network.head_channels=[0,16]",
+        "trainer.max_steps=4",
+        "data.batch_size=4",
+    ],
+}
+
+
+def chain(run, **phantoms):
+    """Run every command of the demo; return the report's folder."""
+
+    def succeed(name, *overrides):
+        code, out, err = run(name, *overrides)
+        assert code == 0, err
+        return out
+
+    options = [f"{key}={value}" for key, value in phantoms.items()]
+    succeed("phantom", "n=24", "seed=1", *options)
+    succeed("phantom", "n=24", "seed=2", "out=cohorts/phantom_measure", *options)
+    for name in ("segmenter", "brain_age", "ae", "ldm"):
+        succeed("train", f"experiment={name}_demo", "trainer.val_every=2", *TINY[name])
+    model = ["model=models/ldm_demo", "sampler.steps=3"]
+    table = "table=cohorts/phantom/participants.tsv"
+    succeed("sample", *model, table, "split=test", "out=cohorts/synthetic")
+    succeed("sample", *model, "sweep=age", "n=3", "out=cohorts/sweep")
+    report = succeed("evaluate", "sweeps=[cohorts/sweep]", "pairs=3", "out=reports/tiny")
+    assert "reports/tiny" in report
+    return Path("reports/tiny")
+
+
+def check_report(report):
+    metrics = json.loads((report / "metrics.json").read_text())
+    assert metrics["synthetic"]["synthetic"]["n"] == metrics["real"]["n"] > 0
+    page = (report / "index.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert {p.name for p in (report / "figures").iterdir()} == {
+        "montage_synthetic.png",
+        "scatter_synthetic.png",
+        "sweep_sweep.png",
+    }
+
+
+def test_from_the_template_to_the_report(run_command, workplace):
+    check_report(chain(run_command))
+
+    synthetic, real = open_cohort("cohorts/synthetic"), open_cohort("cohorts/phantom")
+    asked = synthetic.table.set_index("source_id")
+    rows = real.rows("test").set_index("participant_id")
+    assert set(asked.index) == set(rows.index)
+    assert np.allclose(asked["age"], rows.loc[asked.index, "age"])
+    assert synthetic.grid.same_as(real.grid)
+    assert "_desc-synth_T1w" in synthetic.image_path(synthetic.table["participant_id"][0]).name
+    config = Path("models/ldm_demo/run/config.yaml").read_text()
+    assert "autoencoder: models/ae_demo" in config and "${" not in config
+    # A second call of sample finds its work done; other brains do not mix with those there.
+    table = "table=cohorts/phantom/participants.tsv"
+    same = ["model=models/ldm_demo", "sampler.steps=3", table, "split=test"]
+    code, out, _ = run_command("sample", *same, "out=cohorts/synthetic")
+    assert code == 0 and "done already" in out
+    code, _, err = run_command("sample", *same, "out=cohorts/synthetic", "seed=9")
+    assert code == 2 and "cohorts/synthetic" in err
+    # A trained model is not overwritten.
+    code, _, err = run_command("train", "experiment=ae_demo", *TINY["ae"])
+    assert code == 2 and "models/ae_demo: holds a trained model" in err
+
+
+def test_from_label_maps_to_the_report(run_command, workplace):
+    data = os.environ.get("BRAIN_LDM_DATA", Path(__file__).parents[3] / "shared" / "data")
+    maps = Path(data) / "label_maps"
+    if not maps.is_dir():
+        pytest.skip(f"no label maps in {maps}; set BRAIN_LDM_DATA to a folder that has them")
+    check_report(chain(run_command, label_maps=maps))
+
+
+def test_multirun_trains_a_model_a_job(run_command, workplace, tiny_cohort):
+    code, _, err = run_command(
+        "train",
+        "-m",
+        "experiment=brain_age_demo",
+        f"data.cohort={tiny_cohort.root}",
+        "task.lr=0.01,0.001",
+        *TINY["brain_age"],
+    )
+    assert code == 0, err
+    for job, lr in enumerate(("0.01", "0.001")):
+        folder = Path(f"models/brain_age_demo/{job}")
+        assert (folder / "weights.safetensors").is_file()
+        assert f"lr: {lr}" in (folder / "run" / "config.yaml").read_text()

@@ -1,0 +1,240 @@
+"""The diffusion model's training: latents, scale, draws, dropout, moving average, and learning."""
+
+import lightning as L
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from brain_ldm.cohorts.covariates import CovariateEncoder
+from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.diffusion.config import DDIMConfig, Prediction
+from brain_ldm.errors import InputError
+from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedAutoencoder, SavedDiffusion
+from brain_ldm.networks.config import AutoencoderConfig, UNetConfig
+from brain_ldm.training.config import DiffusionTask
+from brain_ldm.training.data import Rows
+from brain_ldm.training.diffusion import DiffusionTraining, moving_average
+from brain_ldm.training.latents import cached_latents, latent_scale
+from brain_ldm.training.randomness import draws
+
+SHAPE = (3, 4, 4, 4)
+NETWORK = UNetConfig(
+    channels=[16, 32],
+    res_blocks=1,
+    attention_levels=[False, True],
+    head_channels=[0, 16],
+    norm_groups=8,
+)
+
+
+def training(names=("sex", "age"), **options):
+    torch.manual_seed(0)
+    grid = GridConfig(**VoxelGrid((8, 8, 8), np.diag([4.0, 4, 4, 1])).to_dict())
+    autoencoder = Autoencoder(
+        SavedAutoencoder(
+            grid=grid, network=AutoencoderConfig(channels=[4, 4], res_blocks=1, norm_groups=4)
+        )
+    )
+    encoder = CovariateEncoder(list(names), [0.0] * len(names), [1.0] * len(names), [""] * 2)
+    task = DiffusionTask(network=NETWORK, **options)
+    saved = SavedDiffusion(
+        grid=grid,
+        network=NETWORK,
+        prediction=task.prediction,
+        latent_scale=2.0,
+        covariates=encoder.to_dict()["covariates"],
+    )
+    return DiffusionTraining(Diffusion(saved, autoencoder), task, seed=7)
+
+
+def batch(count=6, sigma=0.1):
+    g = torch.Generator().manual_seed(1)
+    return {
+        "mu": torch.randn(count, *SHAPE, generator=g),
+        "sigma": torch.full((count, *SHAPE), sigma),
+        "conditions": torch.rand(count, 2, generator=g),
+        "index": torch.arange(count),
+    }
+
+
+@pytest.fixture(scope="module")
+def autoencoder(tiny_cohort):
+    grid = GridConfig(**tiny_cohort.grid.to_dict())
+    network = AutoencoderConfig(channels=[4, 8, 8], res_blocks=1, norm_groups=4)
+    torch.manual_seed(0)
+    model = Autoencoder(SavedAutoencoder(grid=grid, network=network)).eval()
+    model.requires_grad_(False)
+    model.hash = "one"
+    return model
+
+
+def test_the_cache_holds_the_posterior_and_is_reused(tiny_cohort, autoencoder, tmp_path):
+    rows = tiny_cohort.rows("val")
+    latents = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents")
+    image = torch.from_numpy(tiny_cohort.read(rows["participant_id"][2]))[None, None]
+    mu, sigma = autoencoder.encode(image)
+    assert np.allclose(latents["mu"][2], mu[0], atol=1e-3)
+    assert np.allclose(latents["sigma"][2], sigma[0], atol=1e-3)
+    assert latents["mu"].dtype == np.float16
+    stamp = (tmp_path / "latents" / "mu.npy").stat().st_mtime_ns
+    cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents")
+    assert (tmp_path / "latents" / "mu.npy").stat().st_mtime_ns == stamp
+
+
+def test_another_autoencoder_or_cohort_is_encoded_anew(tiny_cohort, autoencoder, tmp_path):
+    rows = tiny_cohort.rows("val")
+    folder = tmp_path / "latents"
+    cached_latents(autoencoder, tiny_cohort, rows, folder)
+    stamp = (folder / "mu.npy").stat().st_mtime_ns
+    autoencoder.hash = "two"
+    cached_latents(autoencoder, tiny_cohort, rows, folder)
+    second = (folder / "mu.npy").stat().st_mtime_ns
+    assert second != stamp
+    assert len(cached_latents(autoencoder, tiny_cohort, rows.head(3), folder)["mu"]) == 3
+
+
+def test_an_interrupted_cache_is_not_taken_for_a_whole_one(
+    tiny_cohort, autoencoder, tmp_path, monkeypatch
+):
+    rows = tiny_cohort.rows("val")
+    folder = tmp_path / "latents"
+    encode, calls = autoencoder.encode, []
+
+    def stop(images):
+        calls.append(len(images))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(autoencoder, "encode", stop)
+    with pytest.raises(KeyboardInterrupt):
+        cached_latents(autoencoder, tiny_cohort, rows, folder)
+    assert not folder.exists()
+    monkeypatch.setattr(autoencoder, "encode", encode)
+    assert cached_latents(autoencoder, tiny_cohort, rows, folder)["sigma"].all()
+
+
+def test_a_cohort_on_another_grid_is_refused(tiny_cohort, autoencoder, tmp_path):
+    other = GridConfig(**VoxelGrid((16, 16, 16), np.diag([8.0, 8, 8, 1])).to_dict())
+    model = Autoencoder(SavedAutoencoder(grid=other, network=autoencoder.config.network))
+    with pytest.raises(InputError, match="the autoencoder works on 16×16×16"):
+        cached_latents(model, tiny_cohort, tiny_cohort.rows("val"), tmp_path / "latents")
+
+
+def test_the_scale_makes_drawn_latents_unit_variance():
+    random = np.random.default_rng(0)
+    mu = random.normal(3.0, 2.0, (50, *SHAPE)).astype(np.float16)
+    sigma = np.full((50, *SHAPE), 1.5, np.float16)
+    drawn = mu + sigma * random.standard_normal(mu.shape)
+    assert np.std(drawn) * latent_scale(mu, sigma) == pytest.approx(1, abs=0.02)
+
+
+def test_posterior_noise_is_fresh_at_every_step():
+    module = training()
+    rows = batch()
+    losses = [
+        module.loss(module.model.network, rows, draws(7, step, rows["index"]), dropout=False)
+        for step in (0, 0, 1)
+    ]
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.allclose(losses[0], losses[2])
+
+
+@torch.no_grad()
+def test_a_samples_draws_do_not_depend_on_its_batch():
+    module = training()
+    rows = batch()
+    whole = module.loss(module.model.network, rows, draws(7, 3, rows["index"]), dropout=True)
+    part = {name: value[[4, 1]] for name, value in rows.items()}
+    alone = module.loss(module.model.network, part, draws(7, 3, part["index"]), dropout=True)
+    assert torch.allclose(whole[[4, 1]], alone, atol=1e-6)
+
+
+def test_dropout_makes_whole_rows_and_single_covariates_missing():
+    module = training(condition_dropout=0.2, covariate_dropout=0.1)
+    conditions = torch.full((4000, 2), 0.5)
+    dropped = module.drop(conditions, draws(0, 0, torch.arange(4000))) == -1
+    both = dropped.all(dim=1).float().mean()
+    one = (dropped.sum(dim=1) == 1).float().mean()
+    assert both == pytest.approx(0.2 + 0.8 * 0.01, abs=0.02)
+    assert one == pytest.approx(0.8 * 2 * 0.1 * 0.9, abs=0.02)
+    none = training(condition_dropout=0.0, covariate_dropout=0.0)
+    assert torch.equal(none.drop(conditions, draws(0, 0, torch.arange(4000))), conditions)
+
+
+def test_the_moving_average_follows_its_formula():
+    update = moving_average(0.9)
+    average, value = torch.zeros(1), 0.0
+    for n in range(1, 30):
+        update([average], [torch.full((1,), float(n))], torch.tensor(n))
+        decay = min(0.9, (1 + n) / (10 + n))
+        value = decay * value + (1 - decay) * n
+        assert float(average) == pytest.approx(value, rel=1e-5)
+
+
+def test_it_learns_what_the_covariate_says():
+    """Latents whose mean is the covariate: samples follow what is asked for, and only that."""
+    module = training(prediction=Prediction.v, lr=2e-3, ema=0.98, condition_dropout=0.2)
+    random = np.random.default_rng(0)
+    conditions = random.random((256, 2)).astype(np.float32)
+    mean = conditions[:, 1, None, None, None, None] - 0.5
+    mu = mean + 0.2 * random.standard_normal((256, *SHAPE))
+    arrays = {
+        "mu": mu.astype(np.float16),
+        "sigma": np.full(mu.shape, 0.05, np.float16),
+        "conditions": conditions,
+    }
+    L.seed_everything(0, verbose=False)
+    trainer = L.Trainer(
+        max_steps=200,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, DataLoader(Rows(arrays), batch_size=32, shuffle=True, drop_last=True))
+    model = module.model.eval()
+    asked = torch.rand(64, 2, generator=torch.Generator().manual_seed(5))
+    noise = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        got = model.sample(asked, noise, DDIMConfig(steps=20)).flatten(1).mean(dim=1)
+        missing = torch.full_like(asked, -1.0)
+        free = model.sample(missing, noise, DDIMConfig(steps=20)).flatten(1).mean(dim=1)
+    assert np.corrcoef(got, asked[:, 1])[0, 1] > 0.9
+    assert abs(np.corrcoef(got, asked[:, 0])[0, 1]) < 0.35  # the other covariate says nothing
+    assert abs(np.corrcoef(free, asked[:, 1])[0, 1]) < 0.35
+    assert pd.Series(free).std() > 0.1  # without a request, brains of every kind
+
+
+def test_an_epsilon_network_beats_a_guess():
+    """Answering zero costs 1; it must do better where noise is most of what it sees."""
+    module = training(prediction=Prediction.epsilon, lr=2e-3)
+    rows = batch(16)
+    network, optimizer = module.model.network, module.configure_optimizers()["optimizer"]
+    first = float(module.loss(network, rows, draws(7, -1, rows["index"]), False).mean().detach())
+    for step in range(60):
+        optimizer.zero_grad()
+        module.loss(network, rows, draws(7, step, rows["index"]), True).mean().backward()
+        optimizer.step()
+    last = float(module.loss(network, rows, draws(7, -1, rows["index"]), False).mean().detach())
+    assert first == pytest.approx(1, abs=0.1)
+    assert last < 0.6
+
+
+def test_the_saved_network_is_the_average(tmp_path):
+    module = training(lr=1e-2, ema=0.9)
+    trainer = L.Trainer(
+        max_steps=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    arrays = {name: value.numpy() for name, value in batch().items() if name != "index"}
+    trainer.fit(module, DataLoader(Rows(arrays), batch_size=3))
+    average = module.average.module.state_dict()
+    for name, value in module.model.network.state_dict().items():
+        assert torch.equal(value, average[name])
+    assert int(module.average.n_averaged) == 3
