@@ -211,20 +211,17 @@ class Diffusion(Model):
         super().__init__(config)
         self.autoencoder = autoencoder
         self.encoder = CovariateEncoder.from_dict({"covariates": config.covariates})
-        channels, *space = autoencoder.latent_shape
-        factor = 2 ** (len(config.network.channels) - 1)
-        if any(axis % factor for axis in space):
-            raise InputError(
-                f"the U-Net halves the latent {'×'.join(map(str, space))} "
-                f"{len(config.network.channels) - 1} times, which does not divide it: "
-                "give the network fewer levels"
-            )
-        self.network = ConditionalUNet(config.network, channels, len(self.encoder.names))
+        self.network = ConditionalUNet(
+            config.network, autoencoder.latent_shape, len(self.encoder.names)
+        )
+        # Subtracted from latents before they are scaled; zero unless training centred them.
+        self.register_buffer("latent_mean", torch.zeros(autoencoder.latent_shape))
         self.alphas_cumprod = make_schedule(config.schedule)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the U-Net's weights; the autoencoder has a folder of its own."""
-        return {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        """Return the U-Net's weights and the mean latent; the autoencoder has its own folder."""
+        network = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        return {"latent_mean": self.latent_mean, **network}
 
     def denoiser(self, conditions: Tensor) -> Callable[[Tensor, int], Tensor]:
         """Return epsilon(x, t) given encoded covariates (B, N)."""
@@ -262,7 +259,7 @@ class Diffusion(Model):
             latents = ddim(denoiser, noise, self.alphas_cumprod, steps, sampler.eta, draw)
         else:
             raise TypeError(f"no sampler for {type(sampler).__name__}")
-        return latents / self.config.latent_scale
+        return latents / self.config.latent_scale + self.latent_mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (B, 1, X, Y, Z) in 0..1 of unscaled latents."""

@@ -13,12 +13,10 @@ from rich.progress import (
 )
 
 
-def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
-    """Yield from `items` while a bar on stderr shows count, elapsed time and time left."""
+def bar() -> Progress:
+    """Return a bar on stderr: description, count, elapsed time, time left; silent elsewhere."""
     console = Console(stderr=True)
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)
-    with Progress(
+    return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -26,5 +24,12 @@ def track(items: Iterable, description: str, total: int | None = None) -> Iterat
         TimeRemainingColumn(),
         console=console,
         disable=not console.is_terminal,
-    ) as progress:
+    )
+
+
+def track(items: Iterable, description: str, total: int | None = None) -> Iterator:
+    """Yield from `items` while a bar shows how far it is."""
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)
+    with bar() as progress:
         yield from progress.track(items, total=total, description=description)

@@ -11,7 +11,6 @@ from brain_ldm.training.config import (
     TrainConfig,
 )
 
-
 TASKS = {
     "autoencoder": AutoencoderTask,
     "diffusion": DiffusionTask,

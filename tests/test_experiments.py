@@ -94,7 +94,7 @@ def test_experiment_composes_and_builds(name):
 @pytest.mark.parametrize(("name", "millions"), [("ae_ukb", 13.77), ("ldm_cond", 553.17)])
 def test_the_papers_networks_have_the_published_size(name, millions):
     _, model = built(name)
-    count = sum(weight.numel() for weight in model.weights().values())
+    count = sum(weight.numel() for weight in model.network.parameters())
     assert round(count / 1e6, 2) == millions
     if name == "ldm_cond":
         assert model.autoencoder.latent_shape == (3, 20, 28, 20)

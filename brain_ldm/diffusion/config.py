@@ -16,6 +16,7 @@ class Prediction(Enum):
 
     epsilon = "epsilon"  # the noise, Ho et al. 2020
     v = "v"  # the velocity, Salimans & Ho 2022
+    x0 = "x0"  # the clean latent itself
 
 
 class Grid(Enum):

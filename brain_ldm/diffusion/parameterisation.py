@@ -17,7 +17,7 @@ def training_target(
     """Compute what the network should answer to `add_noise(x0, noise, alpha_bar)`.
 
     Args:
-        prediction: epsilon (Ho et al. 2020, equation 14) or v.
+        prediction: epsilon (Ho et al. 2020, equation 14), v or x0.
         x0: clean images or latents, (B, ...).
         noise: the noise that was added, shaped as `x0`.
         alpha_bar: `alphas_cumprod[t]`, one value or (B,).
@@ -30,6 +30,8 @@ def training_target(
     """
     if prediction is Prediction.epsilon:
         return noise
+    if prediction is Prediction.x0:
+        return x0
     a, s = signal_and_noise(alpha_bar, x0)
     return a * noise - s * x0
 
@@ -54,6 +56,8 @@ def to_epsilon(
     if prediction is Prediction.epsilon:
         return output
     a, s = signal_and_noise(alpha_bar, x)
+    if prediction is Prediction.x0:
+        return (x - a * output) / s
     return s * x + a * output
 
 
@@ -72,6 +76,8 @@ def to_x0(prediction: Prediction, output: Tensor, x: Tensor, alpha_bar: Tensor |
     Raises:
         ValueError: `alpha_bar` is neither one value nor one for each row.
     """
+    if prediction is Prediction.x0:
+        return output
     a, s = signal_and_noise(alpha_bar, x)
     if prediction is Prediction.epsilon:
         return (x - s * output) / a

@@ -1,4 +1,4 @@
-"""Options of the networks. The defaults are the published model's unless a comment says otherwise."""
+"""Options of the networks; defaults are the published model's unless a comment says otherwise."""
 
 from dataclasses import dataclass, field
 
@@ -22,6 +22,9 @@ class UNetConfig:
     attention_levels: list[bool] = field(default_factory=lambda: [False, True, True])
     head_channels: list[int] = field(default_factory=lambda: [0, 512, 768])  # one head a level
     norm_groups: int = 32
+    # For small networks trained in minutes (ours; the paper's has neither).
+    patch: int = 1  # edge of the blocks of latent voxels that enter as one
+    condition_maps: int = 0  # further inputs, linear in the covariates at every place
 
 
 @dataclass

@@ -1,12 +1,11 @@
 """Perceptual loss: distance between images in the feature space of a trained network."""
 
-from pathlib import Path
-
 import torch.nn.functional as F
 from monai.losses import PerceptualLoss
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 
+from brain_ldm.errors import InputError
 from brain_ldm.networks.segmenter import encoder_features
 
 
@@ -44,13 +43,29 @@ def hub_perceptual_loss(network: str, folder: str | None, slices: float) -> Perc
         folder: torch.hub folder that holds the network; None: the default one, filled from
             the net at the first use.
         slices: share of slices a plane that a 2-D network sees.
+
+    Raises:
+        InputError: there is no such network, or it can neither be found nor fetched.
     """
     medicalnet = network.startswith("medicalnet")
-    loss = PerceptualLoss(
-        spatial_dims=3,
-        network_type=network,
-        is_fake_3d=not medicalnet,
-        fake_3d_ratio=slices,
-        cache_dir=None if folder is None else str(Path(folder)),
-    )
+    try:
+        loss = PerceptualLoss(
+            spatial_dims=3,
+            network_type=network,
+            is_fake_3d=not medicalnet,
+            fake_3d_ratio=slices,
+            cache_dir=folder,
+        )
+    except ValueError as error:
+        raise InputError(f"task.perceptual.network={network}: {error}") from None
+    except ImportError as error:
+        raise InputError(
+            f"task.perceptual.network={network} needs another package ({error}); "
+            "pip install 'brain-ldm[engines]'"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"task.perceptual.network={network}: cannot be fetched ({error}); point "
+            "task.perceptual.weights to a torch.hub folder that holds it"
+        ) from None
     return loss.eval().requires_grad_(False)

@@ -1,9 +1,11 @@
 """The denoising U-Net with hybrid conditioning: concatenation and cross-attention."""
 
 import torch
+from einops import rearrange
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
+from brain_ldm.errors import InputError
 from brain_ldm.networks.config import UNetConfig
 
 
@@ -14,12 +16,27 @@ class ConditionalUNet(nn.Module):
     input channels, and raw as the one token of the cross-attention. No embedding network.
     """
 
-    def __init__(self, config: UNetConfig, latent_channels: int, covariates: int) -> None:
+    def __init__(
+        self, config: UNetConfig, latent_shape: tuple[int, int, int, int], covariates: int
+    ) -> None:
         super().__init__()
+        channels, *space = latent_shape
+        factor = config.patch * 2 ** (len(config.channels) - 1)
+        if any(axis % factor for axis in space):
+            raise InputError(
+                f"the U-Net shrinks each axis by {factor}, which does not divide the latent "
+                f"{'×'.join(map(str, space))}: give it fewer levels or another patch"
+            )
+        self.patch = config.patch
+        channels *= config.patch**3
+        self.maps = None
+        if config.condition_maps:
+            size = [axis // config.patch for axis in space]
+            self.maps = ConditionMaps(covariates, config.condition_maps, size)
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=latent_channels + covariates,
-            out_channels=latent_channels,
+            in_channels=channels + covariates + config.condition_maps,
+            out_channels=channels,
             channels=config.channels,
             num_res_blocks=config.res_blocks,
             attention_levels=config.attention_levels,
@@ -40,9 +57,42 @@ class ConditionalUNet(nn.Module):
             timesteps: (B,), integers in 0..T-1.
             conditions: (B, N), encoded covariates.
         """
-        maps = conditions[:, :, None, None, None].expand(-1, -1, *latent.shape[2:])
-        return self.unet(
-            torch.cat([latent, maps.to(latent.dtype)], dim=1),
+        x = to_patches(latent, self.patch)
+        inputs = [x, conditions[:, :, None, None, None].expand(-1, -1, *x.shape[2:]).to(x.dtype)]
+        if self.maps is not None:
+            inputs.append(self.maps(conditions).to(x.dtype))
+        output = self.unet(
+            torch.cat(inputs, dim=1),
             timesteps=timesteps,
-            context=conditions[:, None].to(latent.dtype),
+            context=conditions[:, None].to(x.dtype),
         )
+        return from_patches(output, self.patch)
+
+
+class ConditionMaps(nn.Module):
+    """Maps over the latent that are linear in the covariates, with a weight for every place.
+
+    A convolution treats all places alike; in registered brains a covariate acts in its own places,
+    and these maps say where. They are further input channels beside the plain broadcast (ours).
+    """
+
+    GAIN = 5.0  # on weights that are small: places learn as much faster than convolutions
+
+    def __init__(self, covariates: int, maps: int, size: list[int]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(covariates, maps, *size) * 0.3 / self.GAIN)
+        self.bias = nn.Parameter(torch.randn(maps, *size) / self.GAIN)
+
+    def forward(self, conditions: Tensor) -> Tensor:
+        """Return (B, maps, X, Y, Z) for conditions (B, N)."""
+        return self.GAIN * (torch.einsum("bn,nmxyz->bmxyz", conditions, self.weight) + self.bias)
+
+
+def to_patches(x: Tensor, edge: int) -> Tensor:
+    """Return (B, C·edge³, X/edge, Y/edge, Z/edge): each block of voxels as channels."""
+    return rearrange(x, "b c (x p) (y q) (z r) -> b (c p q r) x y z", p=edge, q=edge, r=edge)
+
+
+def from_patches(x: Tensor, edge: int) -> Tensor:
+    """Return (B, C, X, Y, Z): the inverse of `to_patches`."""
+    return rearrange(x, "b (c p q r) x y z -> b c (x p) (y q) (z r)", p=edge, q=edge, r=edge)

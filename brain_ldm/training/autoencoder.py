@@ -17,6 +17,7 @@ from brain_ldm.training.config import AutoencoderTask, PerceptualConfig, TrainCo
 from brain_ldm.training.data import CohortData
 from brain_ldm.training.packed import packed_images
 from brain_ldm.training.randomness import draws, normal
+from brain_ldm.training.schedules import make_schedule
 
 
 def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
@@ -24,7 +25,9 @@ def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningMo
     task = config.task
     saved = SavedAutoencoder(grid=GridConfig(**cohort.grid.to_dict()), network=task.network)
     perceptual = build_perceptual(task.perceptual, cohort)
-    module = AutoencoderTraining(Autoencoder(saved), task, perceptual, config.seed)
+    module = AutoencoderTraining(
+        Autoencoder(saved), task, perceptual, config.seed, config.trainer.max_steps
+    )
     data = CohortData(
         config.data,
         lambda split: {"image": packed_images(cohort, cohort.rows(split), run / f"images_{split}")},
@@ -53,6 +56,15 @@ def kl_divergence(mu: Tensor, sigma: Tensor) -> Tensor:
     return kl.flatten(1).sum(dim=1).mean()
 
 
+def narrow_posterior(model: Autoencoder) -> None:
+    """Let posteriors begin at a standard deviation of e⁻⁴ instead of 1 (ours).
+
+    At 1 the first thousands of steps decode little but noise; the KL term widens them again as far
+    as its weight asks for.
+    """
+    nn.init.constant_(model.network.quant_conv_log_sigma.conv.bias, -8.0)  # log variance
+
+
 class AutoencoderTraining(L.LightningModule):
     """L1 + perceptual + patch-adversarial (least squares) + KL (Pinaya et al. 2022).
 
@@ -62,23 +74,37 @@ class AutoencoderTraining(L.LightningModule):
     """
 
     def __init__(
-        self, model: Autoencoder, task: AutoencoderTask, perceptual: nn.Module, seed: int
+        self,
+        model: Autoencoder,
+        task: AutoencoderTask,
+        perceptual: nn.Module,
+        seed: int,
+        max_steps: int,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.task = task
         self.seed = seed
+        self.max_steps = max_steps
+        narrow_posterior(model)
         self.discriminator = build_discriminator(task.discriminator)
         self.perceptual = perceptual
         self.adversarial = PatchAdversarialLoss(criterion="least_squares")
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Return Adam for the generator and Adam for the discriminator."""
-        return [
+    def configure_optimizers(self) -> tuple[list, list]:
+        """Return Adam for the generator and Adam for the discriminator, with their schedules."""
+        optimizers = [
             torch.optim.Adam(self.model.parameters(), self.task.lr),
             torch.optim.Adam(self.discriminator.parameters(), self.task.discriminator_lr),
         ]
+        # The discriminator begins later, so its schedule is as much shorter.
+        steps = [self.max_steps, max(self.max_steps - self.task.loss.adversarial_start, 1)]
+        schedules = [
+            make_schedule(optimizer, self.task.lr_schedule, count)
+            for optimizer, count in zip(optimizers, steps, strict=True)
+        ]
+        return optimizers, schedules
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Step the generator; once the warm-up is over, step the discriminator too."""
@@ -86,6 +112,7 @@ class AutoencoderTraining(L.LightningModule):
         generators = draws(self.seed, self.global_step, batch["index"])
         adversarial = self.global_step >= self.task.loss.adversarial_start
         generator_optimizer, discriminator_optimizer = self.optimizers()
+        generator_schedule, discriminator_schedule = self.lr_schedulers()
 
         self.toggle_optimizer(generator_optimizer)
         mu, sigma = self.model.encode(images)
@@ -97,6 +124,7 @@ class AutoencoderTraining(L.LightningModule):
         self.manual_backward(loss)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.task.gradient_clip)
         generator_optimizer.step()
+        generator_schedule.step()
         self.untoggle_optimizer(generator_optimizer)
         for name, value in terms.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "l1")
@@ -113,6 +141,7 @@ class AutoencoderTraining(L.LightningModule):
             )
             # The bare optimiser: a step through Lightning's wrapper would count as a global step.
             discriminator_optimizer.optimizer.step()
+            discriminator_schedule.step()
             self.untoggle_optimizer(discriminator_optimizer)
             self.log_dict(
                 {

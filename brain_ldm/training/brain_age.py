@@ -10,10 +10,11 @@ from torch import Tensor
 
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.models import BrainAge, GridConfig, SavedBrainAge
-from brain_ldm.training.config import BrainAgeTask, TrainConfig
+from brain_ldm.training.config import BrainAgeTask, Schedule, TrainConfig
 from brain_ldm.training.data import CohortData
 from brain_ldm.training.packed import packed_images
 from brain_ldm.training.randomness import draws, normal, stack
+from brain_ldm.training.schedules import make_schedule
 
 
 def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
@@ -54,9 +55,7 @@ class BrainAgeTraining(L.LightningModule):
             momentum=0.9,
             weight_decay=self.task.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.task.lr, total_steps=self.max_steps
-        )
+        schedule = make_schedule(optimizer, Schedule.one_cycle, self.max_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -13,7 +13,7 @@ WHAT = {
 def model_card(model: Model, metrics: dict[str, float]) -> str:
     """Return MODEL_CARD.md of a freshly trained model."""
     config = model.config
-    parameters = sum(p.numel() for p in model.weights().values()) / 1e6
+    parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     grid = model.grid
     lines = [
         f"# {config.kind.replace('_', ' ').capitalize()} model",
@@ -33,9 +33,8 @@ def model_card(model: Model, metrics: dict[str, float]) -> str:
             f"| {c['name']} | {c['unit'] or '-'} | {c['low']:g} | {c['high']:g} |"
             for c in config.covariates
         ]
-    checks = {name: value for name, value in sorted(metrics.items()) if name.startswith("val/")}
-    if checks:
-        lines += ["", "Last check on the validation split:", ""]
-        lines += [f"- {name.removeprefix('val/')}: {value:.4g}" for name, value in checks.items()]
+    if metrics:
+        lines += ["", "On the validation split:", ""]
+        lines += [f"- {name}: {value:.4g}" for name, value in metrics.items()]
     lines += ["", "For research; not a medical device, not for decisions about a person.", ""]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ re-training code. Everything else is our choice.
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from omegaconf import MISSING
 
@@ -17,6 +18,13 @@ from brain_ldm.networks.config import (
     UNetConfig,
 )
 from brain_ldm.precision import Precision
+
+
+class Schedule(Enum):
+    """How a learning rate goes from the first step to the last."""
+
+    constant = "constant"
+    one_cycle = "one_cycle"  # rises over a tenth of the steps, then falls to zero (Smith 2018)
 
 
 @dataclass
@@ -58,6 +66,7 @@ class AutoencoderTask(Task):
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
     lr: float = 5e-5  # generator, Adam (W)
     discriminator_lr: float = 1e-4  # Adam (W)
+    lr_schedule: Schedule = Schedule.constant  # of both
     gradient_clip: float = 1.0  # norm, for each optimiser (W)
 
 
@@ -75,11 +84,16 @@ class DiffusionTask(Task):
     # Latents are multiplied by it before diffusion; null: 1 / their standard deviation on the
     # training split. (B decodes with 1.0, W uses 0.3.)
     latent_scale: float | None = None
+    # Subtract the mean latent of the training split first: registered brains share most of theirs.
+    centre_latents: bool = False
+    # Timesteps are drawn as T·u^power, u uniform; below 1 for more of the noisy ones, at which
+    # covariates decide what a brain becomes.
+    timestep_power: float = 1.0
     condition_dropout: float = 0.1  # all covariates at once: gives the unconditional model
     covariate_dropout: float = 0.1  # each covariate by itself: any subset can be asked for
     ema: float = 0.999  # decay of the weights' moving average, reached gradually
     lr: float = 2.5e-5  # AdamW (W, BrLP)
-    warmup: int = 0  # steps over which the learning rate rises to lr, then constant
+    lr_schedule: Schedule = Schedule.constant
     gradient_clip: float = 1.0
 
 
@@ -88,7 +102,7 @@ class SegmenterTask(Task):
     """The tissue segmenter, trained on labels with random contrast (Billot et al. 2023)."""
 
     network: SegmenterConfig = field(default_factory=SegmenterConfig)
-    lr: float = 1e-3  # Adam with a cosine decay to zero
+    lr: float = 3e-3  # Adam, at its highest
     t1_share: float = 0.5  # draws with T1-like order of intensities: dark CSF, grey, bright white
 
 

@@ -18,6 +18,7 @@ from brain_ldm.training.config import DiffusionTask, TrainConfig
 from brain_ldm.training.data import CohortData
 from brain_ldm.training.latents import cached_latents, latent_scale
 from brain_ldm.training.randomness import draws, normal, stack, uniform
+from brain_ldm.training.schedules import make_schedule
 
 
 def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
@@ -33,7 +34,10 @@ def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningMo
 
     data = CohortData(config.data, arrays)
     train = data.rows["train"].arrays
-    scale = task.latent_scale or latent_scale(train["mu"], train["sigma"])
+    mean = np.zeros(autoencoder.latent_shape, np.float32)
+    if task.centre_latents:
+        mean = train["mu"].mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = task.latent_scale or latent_scale(train["mu"], train["sigma"], mean)
     saved = SavedDiffusion(
         grid=GridConfig(**cohort.grid.to_dict()),
         network=task.network,
@@ -42,7 +46,9 @@ def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningMo
         latent_scale=scale,
         covariates=encoder.to_dict()["covariates"],
     )
-    return DiffusionTraining(Diffusion(saved, autoencoder), task, config.seed), data
+    model = Diffusion(saved, autoencoder)
+    model.latent_mean.copy_(torch.from_numpy(mean))
+    return DiffusionTraining(model, task, config.seed, config.trainer.max_steps), data
 
 
 def moving_average(decay: float):
@@ -59,23 +65,21 @@ def moving_average(decay: float):
 
 
 class DiffusionTraining(L.LightningModule):
-    """Mean squared error of epsilon or v at a random timestep (Ho et al. 2020, equation 14)."""
+    """Mean squared error of epsilon, v or x0 at a random timestep (Ho et al. 2020, equation 14)."""
 
-    def __init__(self, model: Diffusion, task: DiffusionTask, seed: int) -> None:
+    def __init__(self, model: Diffusion, task: DiffusionTask, seed: int, max_steps: int) -> None:
         super().__init__()
         self.model = model
         self.task = task
         self.seed = seed
+        self.max_steps = max_steps
         model.autoencoder.requires_grad_(False)
         self.average = AveragedModel(model.network, multi_avg_fn=moving_average(task.ema))
 
     def configure_optimizers(self) -> dict:
-        """Return AdamW; the learning rate rises over the warm-up and then stays."""
+        """Return AdamW with its schedule."""
         optimizer = torch.optim.AdamW(self.model.network.parameters(), self.task.lr)
-        warmup = self.task.warmup
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / (warmup + 1))
-        )
+        schedule = make_schedule(optimizer, self.task.lr_schedule, self.max_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -98,9 +102,11 @@ class DiffusionTraining(L.LightningModule):
         """Return the squared error of each row of the batch, (B,)."""
         mu, sigma = batch["mu"].float(), batch["sigma"].float()
         total = len(self.model.alphas_cumprod)
-        x0 = (mu + sigma * normal(generators, mu)) * self.model.config.latent_scale
+        latents = mu + sigma * normal(generators, mu)
+        x0 = (latents - self.model.latent_mean) * self.model.config.latent_scale
         noise = normal(generators, x0)
-        t = stack(generators, lambda g: torch.randint(total, (1,), generator=g)).squeeze(1)
+        share = stack(generators, lambda g: torch.rand((), generator=g)) ** self.task.timestep_power
+        t = (total * share).long().clamp(max=total - 1)
         alpha_bar = self.model.alphas_cumprod[t].to(x0.device)
         conditions = batch["conditions"]
         if dropout:

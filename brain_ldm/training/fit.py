@@ -9,16 +9,16 @@ from pathlib import Path
 
 import lightning as L
 import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
-from rich.console import Console
 
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.errors import InputError
 from brain_ldm.models import WEIGHTS, Model, save_model
 from brain_ldm.precision import resolve
 from brain_ldm.training import autoencoder, brain_age, diffusion, segmenter
+from brain_ldm.training.callbacks import StepProgress
 from brain_ldm.training.card import model_card
 from brain_ldm.training.config import (
     AutoencoderTask,
@@ -66,11 +66,12 @@ def train(config: TrainConfig) -> dict[str, float]:
     trainer.fit(module, data)
     if trainer.interrupted:
         raise InputError(f"{out}: stopped by the user at step {trainer.global_step}; no model")
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    finish(module.model, config, cohort, trainer.global_step, metrics)
-    checks = {n.removeprefix("val/"): v for n, v in metrics.items() if n.startswith("val/")}
-    print(f"{out}: {trainer.global_step} steps; validation", end="")
-    print("".join(f", {name} {value:.4g}" for name, value in sorted(checks.items())))
+    steps = trainer.global_step
+    checks = trainer.validate(module, data, verbose=False) if len(data.rows["val"]) else [{}]
+    metrics = {name.removeprefix("val/"): float(value) for name, value in checks[0].items()}
+    finish(module.model, config, cohort, steps, metrics)
+    found = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
+    print(f"{out}: {steps} steps; on the validation split{found or ': no rows'}")
     return metrics
 
 
@@ -80,9 +81,10 @@ def claimed(out: Path) -> Iterator[None]:
     existed = out.exists()
     try:
         (out / "run").mkdir(parents=True, exist_ok=True)
-        yield
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    try:
+        yield
     except InputError:
         if not existed:
             shutil.rmtree(out)
@@ -96,8 +98,8 @@ def make_trainer(config: TrainConfig, run: Path) -> L.Trainer:
     # Lightning's own use of torch; and on two cores workers do not pay.
     warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # as meant
     options = config.trainer
-    on_terminal = Console(stderr=True).is_terminal
     return L.Trainer(
         max_steps=options.max_steps,
         accelerator=options.accelerator,
@@ -106,9 +108,9 @@ def make_trainer(config: TrainConfig, run: Path) -> L.Trainer:
         logger=CSVLogger(run, name="", version="logs"),
         callbacks=[
             ModelCheckpoint(run / "checkpoints", save_last=True, save_top_k=0),
-            *([RichProgressBar()] if on_terminal else []),
+            StepProgress(),
         ],
-        enable_progress_bar=on_terminal,
+        enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=options.log_every,
         val_check_interval=options.val_every,

@@ -50,12 +50,12 @@ def cached_latents(
     return packed(folder, key, {"mu": (shape, "float16"), "sigma": (shape, "float16")}, batches)
 
 
-def latent_scale(mu: np.ndarray, sigma: np.ndarray) -> float:
-    """Return 1 / the standard deviation of latents drawn from these posteriors.
+def latent_scale(mu: np.ndarray, sigma: np.ndarray, mean: np.ndarray) -> float:
+    """Return 1 / the standard deviation of latents drawn from these posteriors less `mean`.
 
     Total variance: that of the means plus the mean of the variances, over all rows and channels.
     """
-    rows = [(m.mean(dtype=np.float64), np.square(m, dtype=np.float64).mean()) for m in mu]
+    rows = [(d.mean(), np.square(d).mean()) for d in (m.astype(np.float64) - mean for m in mu)]
     noise = np.mean([np.square(s, dtype=np.float64).mean() for s in sigma])
     first, second = np.mean(rows, axis=0)
     return float(1 / np.sqrt(second - first**2 + noise))

@@ -13,10 +13,11 @@ from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter
 from brain_ldm.progress import track
-from brain_ldm.training.config import SegmenterTask, TrainConfig
+from brain_ldm.training.config import Schedule, SegmenterTask, TrainConfig
 from brain_ldm.training.data import CohortData
 from brain_ldm.training.packed import packed, packed_images
 from brain_ldm.training.randomness import draws
+from brain_ldm.training.schedules import make_schedule
 from brain_ldm.training.synthesis import CLASSES, compact, synthesise
 
 
@@ -73,9 +74,9 @@ class SegmenterTraining(L.LightningModule):
         self.loss = DiceCELoss(softmax=True)
 
     def configure_optimizers(self) -> dict:
-        """Return Adam with a cosine decay to zero."""
+        """Return Adam; the learning rate rises over a tenth of the training and then falls."""
         optimizer = torch.optim.Adam(self.model.parameters(), self.task.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.max_steps)
+        schedule = make_schedule(optimizer, Schedule.one_cycle, self.max_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -95,7 +96,9 @@ class SegmenterTraining(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Log the mean absolute error of each volume, in percent of the true one."""
-        measured = self.model.volumes(batch["image"].float().unsqueeze(1))
+        # In 32 bits, as it is used: sums over all voxels feel what bf16 rounds off.
+        with torch.autocast(self.device.type, enabled=False):
+            measured = self.model.volumes(batch["image"].float().unsqueeze(1))
         for name, values in measured.items():
             error = (values / batch[name] - 1).abs().mean() * 100
             self.log(f"val/{name}_error", error, prog_bar=True)

@@ -83,8 +83,10 @@ def test_what_is_not_there(one_line, workplace, cohort):
     folder = workplace / "models" / "segmenter_demo"
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(
-        "kind: segmenter\ngrid: {shape: [32, 32, 32], affine: [[4.0,0.0,0.0,0.0],[0.0,4.0,0.0,0.0],"
-        "[0.0,0.0,4.0,0.0],[0.0,0.0,0.0,1.0]]}\nclasses: [background, csf, grey, white, ventricle]\n"
+        "kind: segmenter\n"
+        "grid: {shape: [32, 32, 32], affine: [[4.0, 0.0, 0.0, 0.0], [0.0, 4.0, 0.0, 0.0], "
+        "[0.0, 0.0, 4.0, 0.0], [0.0, 0.0, 0.0, 1.0]]}\n"
+        "classes: [background, csf, grey, white, ventricle]\n"
     )
     line = one_line("train", "experiment=ae_demo", f"data.cohort={cohort}")
     assert "models/segmenter_demo: no weights.safetensors" in line

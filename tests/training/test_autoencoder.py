@@ -39,7 +39,7 @@ def training(seed=0, lr=1e-3, discriminator_lr=1e-3, **loss):
         discriminator_lr=discriminator_lr,
     )
     model = Autoencoder(SavedAutoencoder(grid=GRID, network=task.network))
-    return AutoencoderTraining(model, task, NoPerceptual(), seed)
+    return AutoencoderTraining(model, task, NoPerceptual(), seed, max_steps=100)
 
 
 def images(count=8):
@@ -173,7 +173,7 @@ def test_only_the_stepping_side_has_gradients():
     module = training()
     module.discriminator.zero_grad()
     batch = torch.from_numpy(images(2)).float().unsqueeze(1)
-    mu, sigma = module.model.encode(batch)
+    mu, _ = module.model.encode(batch)
     reconstructions = module.model.decode(mu)
     loss, _ = module.discriminator_loss(batch, reconstructions.detach())
     loss.backward()
@@ -236,3 +236,16 @@ def test_a_segmenter_is_needed_and_must_fit(tiny_cohort, tmp_path):
     config = dataclasses.replace(config, weights=str(tmp_path / "none"))
     with pytest.raises(InputError, match="no model there"):
         build_perceptual(config, tiny_cohort)
+
+
+def test_a_hub_network_that_cannot_be_had_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    with pytest.raises(InputError, match="network=resnet99"):
+        hub_perceptual_loss("resnet99", str(tmp_path), 0.25)
+
+    def unreachable(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load", unreachable)
+    with pytest.raises(InputError, match=r"task\.perceptual\.weights"):
+        hub_perceptual_loss("radimagenet_resnet50", str(tmp_path), 0.25)

@@ -46,7 +46,7 @@ def training(names=("sex", "age"), **options):
         latent_scale=2.0,
         covariates=encoder.to_dict()["covariates"],
     )
-    return DiffusionTraining(Diffusion(saved, autoencoder), task, seed=7)
+    return DiffusionTraining(Diffusion(saved, autoencoder), task, seed=7, max_steps=200)
 
 
 def batch(count=6, sigma=0.1):
@@ -126,7 +126,31 @@ def test_the_scale_makes_drawn_latents_unit_variance():
     mu = random.normal(3.0, 2.0, (50, *SHAPE)).astype(np.float16)
     sigma = np.full((50, *SHAPE), 1.5, np.float16)
     drawn = mu + sigma * random.standard_normal(mu.shape)
-    assert np.std(drawn) * latent_scale(mu, sigma) == pytest.approx(1, abs=0.02)
+    nothing = np.zeros(SHAPE)
+    assert np.std(drawn) * latent_scale(mu, sigma, nothing) == pytest.approx(1, abs=0.02)
+    centred = drawn - mu.mean(axis=0)
+    assert np.std(centred) * latent_scale(mu, sigma, mu.mean(axis=0)) == pytest.approx(1, abs=0.02)
+
+
+def test_a_centred_model_adds_the_mean_back():
+    module = training()
+    noise = torch.randn(2, *SHAPE)
+    asked = torch.rand(2, 2)
+    with torch.no_grad():
+        plain = module.model.sample(asked, noise, DDIMConfig(steps=3))
+        module.model.latent_mean.fill_(5.0)
+        moved = module.model.sample(asked, noise, DDIMConfig(steps=3))
+    assert torch.allclose(moved, plain + 5)
+
+
+def test_timesteps_lean_to_the_noisy_end_as_asked():
+    module = training(timestep_power=0.5)
+    seen = []
+    module.model.network.forward = lambda x, t, c: (seen.append(t), torch.zeros_like(x))[1]
+    rows = batch(2000)
+    module.loss(module.model.network, rows, draws(7, 0, rows["index"]), dropout=False)
+    assert float(seen[0].float().mean()) == pytest.approx(1000 * 2 / 3, abs=15)
+    assert int(seen[0].max()) < 1000
 
 
 def test_posterior_noise_is_fresh_at_every_step():

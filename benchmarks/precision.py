@@ -1,0 +1,86 @@
+"""What bf16-mixed buys on this machine: a forward and backward pass of each demo network.
+
+Both precisions run in one process, by turns, so that a busy machine slows both; the ratio is the
+median over the turns of time in 32-true over time in bf16-mixed. Run: make bench
+"""
+
+import platform
+import statistics
+import time
+
+import torch
+from torch import nn
+
+from brain_ldm.networks.autoencoder import build_autoencoder
+from brain_ldm.networks.brain_age import BrainAgeNetwork
+from brain_ldm.networks.config import (
+    AutoencoderConfig,
+    BrainAgeConfig,
+    SegmenterConfig,
+    UNetConfig,
+)
+from brain_ldm.networks.segmenter import build_segmenter
+from brain_ldm.networks.unet import ConditionalUNet
+
+TURNS = 5
+IMAGE, LATENT = (40, 56, 40), (20, 28, 20)
+
+
+def networks() -> dict[str, tuple[nn.Module, tuple]]:
+    """The demo's networks (conf/experiment/*_demo.yaml) with an input each."""
+    unet = UNetConfig(
+        channels=[32, 64, 128],
+        res_blocks=1,
+        attention_levels=[False, False, True],
+        head_channels=[0, 0, 32],
+        norm_groups=16,
+    )
+    autoencoder = AutoencoderConfig(channels=[16, 32], res_blocks=1, norm_groups=8)
+    return {
+        "autoencoder, batch 1": (build_autoencoder(autoencoder), (torch.rand(1, 1, *IMAGE),)),
+        "U-Net, batch 8": (
+            ConditionalUNet(unet, 3, 4),
+            (torch.randn(8, 3, *LATENT), torch.randint(1000, (8,)), torch.rand(8, 4)),
+        ),
+        "segmenter, batch 1": (
+            build_segmenter(SegmenterConfig([16, 16, 32, 64, 64, 16]), 5),
+            (torch.rand(1, 1, *IMAGE),),
+        ),
+        "brain age, batch 16": (
+            BrainAgeNetwork(BrainAgeConfig(), IMAGE),
+            (torch.rand(16, 1, *IMAGE),),
+        ),
+    }
+
+
+def seconds(network: nn.Module, inputs: tuple, bf16: bool) -> float:
+    """Time one forward and backward pass."""
+    began = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        output = network(*inputs)
+    (output[0] if isinstance(output, tuple) else output).float().square().mean().backward()
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Print a row a network."""
+    torch.manual_seed(0)
+    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+          f"torch {torch.__version__}, {TURNS} turns")  # fmt: skip
+    print(f"{'network':22} {'32-true s':>10} {'bf16 s':>8} {'ratio':>6}  (min, max)")
+    for name, (network, inputs) in networks().items():
+        for bf16 in (False, True):  # the first pass prepares kernels
+            seconds(network, inputs, bf16)
+        turns = [
+            (seconds(network, inputs, False), seconds(network, inputs, True)) for _ in range(TURNS)
+        ]
+        full, half = (statistics.median(times) for times in zip(*turns, strict=True))
+        ratios = [a / b for a, b in turns]
+        print(
+            f"{name:22} {full:10.3f} {half:8.3f} {statistics.median(ratios):6.2f}"
+            f"  ({min(ratios):.2f}, {max(ratios):.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
