@@ -63,8 +63,6 @@ def command(
             from dotenv import load_dotenv
 
             load_dotenv(Path.cwd() / ".env")
-            # Threads that wait must not spin: on a busy machine that slows torch tenfold.
-            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hand the exception over, do not print it
             register(name, schema, groups)
             run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # torch reads it when imported
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait shall not spin
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["WANDB_MODE"] = "disabled"
 
