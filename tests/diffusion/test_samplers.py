@@ -26,7 +26,8 @@ def network(x, t, prediction=Prediction.epsilon):
     a, s = ALPHA_BAR[t].item() ** 0.5, (1 - ALPHA_BAR[t].item()) ** 0.5
     x0 = torch.tanh(1.5 * x + 0.4 * x.roll(1, dims=-2) + 0.1)
     epsilon = (x - a * x0) / s
-    return a * epsilon - s * x0 if prediction is Prediction.v else epsilon
+    answers = {Prediction.epsilon: epsilon, Prediction.v: a * epsilon - s * x0, Prediction.x0: x0}
+    return answers[prediction]
 
 
 def start(dtype, shape=SHAPE):
@@ -49,7 +50,8 @@ def recording(prediction, seen):
 
 
 def diffusers_name(prediction):
-    return "v_prediction" if prediction is Prediction.v else "epsilon"
+    names = {Prediction.epsilon: "epsilon", Prediction.v: "v_prediction", Prediction.x0: "sample"}
+    return names[prediction]
 
 
 def assert_same_trajectory(ours, theirs):
