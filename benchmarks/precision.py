@@ -29,18 +29,19 @@ IMAGE, LATENT = (40, 56, 40), (20, 28, 20)
 def networks() -> dict[str, tuple[nn.Module, tuple]]:
     """The demo's networks (conf/experiment/*_demo.yaml) with an input each."""
     unet = UNetConfig(
-        channels=[32, 64, 128],
+        channels=[128],
         res_blocks=1,
-        attention_levels=[False, False, True],
-        head_channels=[0, 0, 32],
-        norm_groups=16,
+        attention_levels=[True],
+        head_channels=[32],
+        patch=4,
+        condition_maps=16,
     )
     autoencoder = AutoencoderConfig(channels=[16, 32], res_blocks=1, norm_groups=8)
     return {
         "autoencoder, batch 1": (build_autoencoder(autoencoder), (torch.rand(1, 1, *IMAGE),)),
-        "U-Net, batch 8": (
-            ConditionalUNet(unet, 3, 4),
-            (torch.randn(8, 3, *LATENT), torch.randint(1000, (8,)), torch.rand(8, 4)),
+        "U-Net, batch 16": (
+            ConditionalUNet(unet, (3, *LATENT), 4),
+            (torch.randn(16, 3, *LATENT), torch.randint(1000, (16,)), torch.rand(16, 4)),
         ),
         "segmenter, batch 1": (
             build_segmenter(SegmenterConfig([16, 16, 32, 64, 64, 16]), 5),
