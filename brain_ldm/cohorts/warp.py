@@ -7,8 +7,8 @@ from brain_ldm.cohorts.grid import VoxelGrid
 
 NODE_SPACING = 32.0  # mm between control points of the individual deformation
 NODE_STD = 5.5  # mm at the control points, about 2 mm after the spline
-ROTATION_STD = 0.02  # rad left over by a rigid registration
-SHIFT_STD = 1.0  # mm
+ROTATION_STD = 0.01  # rad left over by a rigid registration
+SHIFT_STD = 0.5  # mm
 STRETCH_STD = 0.015  # relative, along each axis, at constant volume
 PIECE = 16384  # points
 

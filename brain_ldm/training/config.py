@@ -89,6 +89,9 @@ class DiffusionTask(Task):
     # Timesteps are drawn as T·u^power, u uniform; below 1 for more of the noisy ones, at which
     # covariates decide what a brain becomes.
     timestep_power: float = 1.0
+    # For x0 prediction: its squared error counts 1 / (1 - alpha_bar) times, as that of v does, but
+    # no more than this often; 1 for the plain error.
+    x0_weight: float = 1.0
     condition_dropout: float = 0.1  # all covariates at once: gives the unconditional model
     covariate_dropout: float = 0.1  # each covariate by itself: any subset can be asked for
     ema: float = 0.999  # decay of the weights' moving average, reached gradually

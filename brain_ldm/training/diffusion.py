@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.cohorts.covariates import MISSING, CovariateEncoder
+from brain_ldm.diffusion.config import Prediction
 from brain_ldm.diffusion.parameterisation import training_target
 from brain_ldm.diffusion.schedule import add_noise
 from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedDiffusion, open_model
@@ -78,7 +79,7 @@ class DiffusionTraining(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Return AdamW with its schedule."""
-        optimizer = torch.optim.AdamW(self.model.network.parameters(), self.task.lr)
+        optimizer = torch.optim.AdamW(self.model.network.parameters(), self.task.lr, fused=True)
         schedule = make_schedule(optimizer, self.task.lr_schedule, self.max_steps)
         return {
             "optimizer": optimizer,
@@ -113,7 +114,11 @@ class DiffusionTraining(L.LightningModule):
             conditions = self.drop(conditions, generators)
         output = network(add_noise(x0, noise, alpha_bar), t.to(x0.device), conditions).float()
         target = training_target(self.model.config.prediction, x0, noise, alpha_bar)
-        return F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)
+        errors = F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)
+        if self.model.config.prediction is Prediction.x0:
+            weight = (1 / (1 - alpha_bar)).clamp(max=self.task.x0_weight)
+            errors = errors * weight.to(errors)
+        return errors
 
     def drop(self, conditions: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return conditions (B, N) with some covariates, or all of a row's, set to missing."""
