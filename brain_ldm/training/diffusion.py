@@ -79,7 +79,7 @@ class DiffusionTraining(L.LightningModule):
 
     def configure_optimizers(self) -> dict:
         """Return AdamW with its schedule."""
-        optimizer = torch.optim.AdamW(self.model.network.parameters(), self.task.lr, fused=True)
+        optimizer = torch.optim.AdamW(self.model.network.parameters(), self.task.lr)
         schedule = make_schedule(optimizer, self.task.lr_schedule, self.max_steps)
         return {
             "optimizer": optimizer,
