@@ -7,10 +7,13 @@ median over the turns of time in 32-true over time in bf16-mixed. Run: make benc
 import platform
 import statistics
 import time
+from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
+from brain_ldm.command import conf_folder
 from brain_ldm.networks.autoencoder import build_autoencoder
 from brain_ldm.networks.brain_age import BrainAgeNetwork
 from brain_ldm.networks.config import (
@@ -26,29 +29,30 @@ TURNS = 5
 IMAGE, LATENT = (40, 56, 40), (20, 28, 20)
 
 
+def demo(name: str, schema: type) -> Any:
+    """Return the network's options in conf/experiment/<name>_demo.yaml."""
+    said = OmegaConf.load(conf_folder() / "experiment" / f"{name}_demo.yaml")
+    network = said.get("task", {}).get("network", {})
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), network))
+
+
 def networks() -> dict[str, tuple[nn.Module, tuple]]:
-    """The demo's networks (conf/experiment/*_demo.yaml) with an input each."""
-    unet = UNetConfig(
-        channels=[128],
-        res_blocks=1,
-        attention_levels=[True],
-        head_channels=[32],
-        patch=4,
-        condition_maps=16,
-    )
-    autoencoder = AutoencoderConfig(channels=[16, 32], res_blocks=1, norm_groups=8)
+    """Return the demo's networks with an input each."""
     return {
-        "autoencoder, batch 1": (build_autoencoder(autoencoder), (torch.rand(1, 1, *IMAGE),)),
+        "autoencoder, batch 1": (
+            build_autoencoder(demo("ae", AutoencoderConfig)),
+            (torch.rand(1, 1, *IMAGE),),
+        ),
         "U-Net, batch 16": (
-            ConditionalUNet(unet, (3, *LATENT), 4),
+            ConditionalUNet(demo("ldm", UNetConfig), (3, *LATENT), 4, missing=-1.0),
             (torch.randn(16, 3, *LATENT), torch.randint(1000, (16,)), torch.rand(16, 4)),
         ),
         "segmenter, batch 1": (
-            build_segmenter(SegmenterConfig([16, 16, 32, 64, 64, 16]), 5),
+            build_segmenter(demo("segmenter", SegmenterConfig), 5),
             (torch.rand(1, 1, *IMAGE),),
         ),
         "brain age, batch 16": (
-            BrainAgeNetwork(BrainAgeConfig(), IMAGE),
+            BrainAgeNetwork(demo("brain_age", BrainAgeConfig), IMAGE),
             (torch.rand(16, 1, *IMAGE),),
         ),
     }

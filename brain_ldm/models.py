@@ -212,7 +212,7 @@ class Diffusion(Model):
         self.autoencoder = autoencoder
         self.encoder = CovariateEncoder.from_dict({"covariates": config.covariates})
         self.network = ConditionalUNet(
-            config.network, autoencoder.latent_shape, len(self.encoder.names)
+            config.network, autoencoder.latent_shape, len(self.encoder.names), NO_VALUE
         )
         # Subtracted from latents before they are scaled; zero unless training centred them.
         self.register_buffer("latent_mean", torch.zeros(autoencoder.latent_shape))

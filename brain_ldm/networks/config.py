@@ -24,7 +24,7 @@ class UNetConfig:
     norm_groups: int = 32
     # For small networks trained in minutes (ours; the paper's has neither).
     patch: int = 1  # edge of the blocks of latent voxels that enter as one
-    condition_maps: int = 0  # further inputs, linear in the covariates at every place
+    condition_maps: int = 0  # further latent channels, linear in the covariates at every voxel
 
 
 @dataclass

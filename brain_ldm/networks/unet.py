@@ -17,7 +17,11 @@ class ConditionalUNet(nn.Module):
     """
 
     def __init__(
-        self, config: UNetConfig, latent_shape: tuple[int, int, int, int], covariates: int
+        self,
+        config: UNetConfig,
+        latent_shape: tuple[int, int, int, int],
+        covariates: int,
+        missing: float,
     ) -> None:
         super().__init__()
         channels, *space = latent_shape
@@ -28,15 +32,14 @@ class ConditionalUNet(nn.Module):
                 f"{'×'.join(map(str, space))}: give it fewer levels or another patch"
             )
         self.patch = config.patch
-        channels *= config.patch**3
+        block = config.patch**3
         self.maps = None
         if config.condition_maps:
-            size = [axis // config.patch for axis in space]
-            self.maps = ConditionMaps(covariates, config.condition_maps, size)
+            self.maps = ConditionMaps(covariates, config.condition_maps, space, missing)
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=channels + covariates + config.condition_maps,
-            out_channels=channels,
+            in_channels=(channels + config.condition_maps) * block + covariates,
+            out_channels=channels * block,
             channels=config.channels,
             num_res_blocks=config.res_blocks,
             attention_levels=config.attention_levels,
@@ -55,14 +58,15 @@ class ConditionalUNet(nn.Module):
         Args:
             latent: (B, C, X, Y, Z), noisy and scaled.
             timesteps: (B,), integers in 0..T-1.
-            conditions: (B, N), encoded covariates.
+            conditions: (B, N), covariates in 0..1, or `missing`.
         """
-        x = to_patches(latent, self.patch)
-        inputs = [x, conditions[:, :, None, None, None].expand(-1, -1, *x.shape[2:]).to(x.dtype)]
+        x = latent
         if self.maps is not None:
-            inputs.append(self.maps(conditions).to(x.dtype))
+            x = torch.cat([x, self.maps(conditions).to(x.dtype)], dim=1)
+        x = to_patches(x, self.patch)
+        broadcast = conditions[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
         output = self.unet(
-            torch.cat(inputs, dim=1),
+            torch.cat([x, broadcast.to(x.dtype)], dim=1),
             timesteps=timesteps,
             context=conditions[:, None].to(x.dtype),
         )
@@ -70,22 +74,26 @@ class ConditionalUNet(nn.Module):
 
 
 class ConditionMaps(nn.Module):
-    """Maps over the latent that are linear in the covariates, with a weight for every place.
+    """Maps over the latent that are linear in the covariates, with a weight for every voxel.
 
     A convolution treats all places alike; in registered brains a covariate acts in its own places,
-    and these maps say where. They are further input channels beside the plain broadcast (ours).
+    and these maps say where. They are further channels of the latent beside the plain broadcast
+    (ours).
     """
 
     GAIN = 5.0  # on weights that are small: places learn as much faster than convolutions
 
-    def __init__(self, covariates: int, maps: int, size: list[int]) -> None:
+    def __init__(self, covariates: int, maps: int, size: list[int], missing: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(covariates, maps, *size) * 0.3 / self.GAIN)
+        self.missing = missing
+        self.weight = nn.Parameter(torch.randn(covariates, maps, *size) * 0.1 / self.GAIN)
         self.bias = nn.Parameter(torch.randn(maps, *size) / self.GAIN)
 
     def forward(self, conditions: Tensor) -> Tensor:
-        """Return (B, maps, X, Y, Z) for conditions (B, N)."""
-        return self.GAIN * (torch.einsum("bn,nmxyz->bmxyz", conditions, self.weight) + self.bias)
+        """Return (B, maps, X, Y, Z) for conditions (B, N); a missing one adds nothing."""
+        # Of a variance near 1.
+        spread = (4 * conditions - 2).masked_fill(conditions == self.missing, 0)
+        return self.GAIN * (torch.einsum("bn,nmxyz->bmxyz", spread, self.weight) + self.bias)
 
 
 def to_patches(x: Tensor, edge: int) -> Tensor:
