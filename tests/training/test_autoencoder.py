@@ -50,27 +50,28 @@ def images(count=8):
     return ((radius[None] < sizes) * 0.8).astype(np.float16)
 
 
-def fit(module, steps, tmp_path, callbacks=()):
-    loader = DataLoader(Rows({"image": images()}), batch_size=4)
-    recorded = []
+@pytest.fixture
+def fit(quiet_trainer, tmp_path):
+    """Train a module; return its trainer and what it logged at each step."""
 
-    class Record(L.Callback):
-        def on_train_batch_end(self, trainer, module, *_):
-            recorded.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+    def run(module, steps, callbacks=()):
+        loader = DataLoader(Rows({"image": images()}), batch_size=4)
+        recorded = []
 
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=1,
-        default_root_dir=tmp_path,
-        callbacks=[Record(), *callbacks],
-    )
-    trainer.fit(module, loader)
-    return trainer, recorded
+        class Record(L.Callback):
+            def on_train_batch_end(self, trainer, module, *_):
+                recorded.append({k: float(v) for k, v in trainer.callback_metrics.items()})
+
+        trainer = quiet_trainer(
+            steps,
+            log_every_n_steps=1,
+            default_root_dir=tmp_path,
+            callbacks=[Record(), *callbacks],
+        )
+        trainer.fit(module, loader)
+        return trainer, recorded
+
+    return run
 
 
 def weights(module):
@@ -86,11 +87,11 @@ class Snapshots(L.Callback):
         self.discriminator.append(weights(module.discriminator))
 
 
-def test_the_discriminator_begins_after_the_warm_up(tmp_path):
+def test_the_discriminator_begins_after_the_warm_up(fit):
     module = training(adversarial_start=3)
     before = weights(module.discriminator)
     snapshots = Snapshots()
-    _, recorded = fit(module, 6, tmp_path, [snapshots])
+    _, recorded = fit(module, 6, [snapshots])
     for step in range(3):
         assert torch.equal(snapshots.discriminator[step], before)
         assert "train/discriminator" not in recorded[step]
@@ -100,23 +101,23 @@ def test_the_discriminator_begins_after_the_warm_up(tmp_path):
         assert "train/adversarial" in recorded[step]
 
 
-def test_the_discriminator_learns_to_tell_real_from_reconstructed(tmp_path):
+def test_the_discriminator_learns_to_tell_real_from_reconstructed(fit):
     """With the generator at rest its least-squares loss must fall well below that of a guess."""
     module = training(lr=0.0, discriminator_lr=2e-3)
-    _, recorded = fit(module, 40, tmp_path)
+    _, recorded = fit(module, 40)
     guess = 0.25  # of a discriminator that answers 1/2 everywhere
     assert recorded[-1]["train/discriminator"] < guess / 2
     assert recorded[-1]["train/discriminator_accuracy"] > 0.9
 
 
-def test_the_adversarial_term_alone_moves_the_generator_towards_real(tmp_path):
+def test_the_adversarial_term_alone_moves_the_generator_towards_real(fit):
     """A discriminator at rest must take the reconstructions for real ever more."""
     teacher = training(lr=0.0, discriminator_lr=2e-3)
-    fit(teacher, 30, tmp_path)
+    fit(teacher, 30)
     module = training(discriminator_lr=0.0, **{**ONLY, "adversarial": 1.0})
     module.discriminator.load_state_dict(teacher.discriminator.state_dict())
     judged = weights(module.discriminator)
-    _, recorded = fit(module, 30, tmp_path)
+    _, recorded = fit(module, 30)
     assert recorded[-1]["train/adversarial"] < 0.7 * recorded[0]["train/adversarial"]
     assert torch.equal(weights(module.discriminator), judged)
 
@@ -126,15 +127,15 @@ def test_the_adversarial_term_alone_moves_the_generator_towards_real(tmp_path):
     # Posteriors begin narrow, so their divergence has a long way to go.
     [("l1", 1.0, 1e-3, 0.8), ("perceptual", 1.0, 1e-3, 0.8), ("kl", 1e-3, 3e-2, 0.95)],
 )
-def test_every_other_term_alone_falls(tmp_path, term, weight, lr, left):
+def test_every_other_term_alone_falls(fit, term, weight, lr, left):
     module = training(lr=lr, **{**ONLY, term: weight})
-    _, recorded = fit(module, 20, tmp_path)
+    _, recorded = fit(module, 20)
     assert recorded[-1][f"train/{term}"] < left * recorded[0][f"train/{term}"]
 
 
-def test_the_total_is_the_weighted_sum_and_weights_are_logged(tmp_path):
+def test_the_total_is_the_weighted_sum_and_weights_are_logged(fit):
     module = training(l1=1.0, perceptual=0.3, adversarial=0.2, kl=1e-4)
-    _, recorded = fit(module, 1, tmp_path)
+    _, recorded = fit(module, 1)
     metrics = recorded[0]
     terms = ["l1", "perceptual", "adversarial", "kl"]
     total = sum(metrics[f"weight/{t}"] * metrics[f"train/{t}"] for t in terms)
@@ -142,9 +143,9 @@ def test_the_total_is_the_weighted_sum_and_weights_are_logged(tmp_path):
     assert metrics["weight/perceptual"] == pytest.approx(0.3)
 
 
-def test_steps_are_generator_steps_and_travel_in_the_checkpoint(tmp_path):
+def test_steps_are_generator_steps_and_travel_in_the_checkpoint(fit, tmp_path, quiet_trainer):
     module = training()
-    trainer, recorded = fit(module, 5, tmp_path)
+    trainer, recorded = fit(module, 5)
     assert trainer.global_step == len(recorded) == 5
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -159,15 +160,7 @@ def test_steps_are_generator_steps_and_travel_in_the_checkpoint(tmp_path):
             if "train/discriminator" in trainer.callback_metrics:
                 began.append(trainer.global_step)
 
-    again = L.Trainer(
-        max_steps=9,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Watch()],
-    )
+    again = quiet_trainer(9, callbacks=[Watch()])
     again.fit(resumed, loader, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert again.global_step == 9
     assert began == [8, 9]

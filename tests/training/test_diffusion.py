@@ -211,7 +211,7 @@ def test_the_moving_average_follows_its_formula():
         assert float(average) == pytest.approx(value, rel=1e-5)
 
 
-def test_it_learns_what_the_covariate_says():
+def test_it_learns_what_the_covariate_says(quiet_trainer):
     """Latents whose mean is the covariate: samples follow what is asked for, and only that."""
     module = training(prediction=Prediction.v, lr=2e-3, ema=0.98, condition_dropout=0.2)
     random = np.random.default_rng(0)
@@ -224,14 +224,7 @@ def test_it_learns_what_the_covariate_says():
         "conditions": conditions,
     }
     L.seed_everything(0, verbose=False)
-    trainer = L.Trainer(
-        max_steps=200,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(200)
     trainer.fit(module, DataLoader(Rows(arrays), batch_size=32, shuffle=True, drop_last=True))
     model = module.model.eval()
     asked = torch.rand(64, 2, generator=torch.Generator().manual_seed(5))
@@ -261,16 +254,9 @@ def test_an_epsilon_network_beats_a_guess():
     assert last < 0.6
 
 
-def test_the_saved_network_is_the_average(tmp_path):
+def test_the_saved_network_is_the_average(quiet_trainer):
     module = training(lr=1e-2, ema=0.9)
-    trainer = L.Trainer(
-        max_steps=3,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(3)
     arrays = {name: value.numpy() for name, value in batch().items() if name != "index"}
     trainer.fit(module, DataLoader(Rows(arrays), batch_size=3))
     average = module.average.module.state_dict()
