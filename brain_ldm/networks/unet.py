@@ -10,7 +10,7 @@ from brain_ldm.networks.config import UNetConfig
 
 
 class ConditionalUNet(nn.Module):
-    """Predict epsilon or v from a noisy latent, its timestep and the covariates.
+    """Predict epsilon, v or x0 from a noisy latent, its timestep and the covariates.
 
     The covariate vector enters twice (Pinaya et al. 2022): broadcast over the volume as further
     input channels, and raw as the one token of the cross-attention. No embedding network.
@@ -25,6 +25,8 @@ class ConditionalUNet(nn.Module):
     ) -> None:
         super().__init__()
         channels, *space = latent_shape
+        if config.patch < 1:
+            raise InputError(f"task.network.patch is {config.patch}; give 1 or more")
         factor = config.patch * 2 ** (len(config.channels) - 1)
         if any(axis % factor for axis in space):
             raise InputError(

@@ -14,6 +14,7 @@ from brain_ldm.cohorts.covariates import MISSING, CovariateEncoder
 from brain_ldm.diffusion.config import Prediction
 from brain_ldm.diffusion.parameterisation import training_target
 from brain_ldm.diffusion.schedule import add_noise
+from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedDiffusion, open_model
 from brain_ldm.training.config import DiffusionTask, TrainConfig
 from brain_ldm.training.data import CohortData
@@ -25,6 +26,10 @@ from brain_ldm.training.schedules import make_schedule
 def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
     """Return the module, and the latents with conditions, that train `config.task`."""
     task = config.task
+    if task.x0_weight != 1 and task.prediction is not Prediction.x0:
+        raise InputError(
+            f"task.x0_weight is for task.prediction=x0, not {task.prediction.value}: leave it at 1"
+        )
     encoder = CovariateEncoder.fit(cohort.rows("train"), task.covariates)
     autoencoder = open_model(task.autoencoder, Autoencoder)
 

@@ -68,6 +68,8 @@ def test_covariates_have_no_third_way_in():
     assert effect_of_age(["attention", "concatenation"]) == 0
 
 
-def test_a_latent_that_does_not_divide_is_refused():
+def test_a_patch_of_nothing_or_a_latent_that_does_not_divide_is_refused():
+    with pytest.raises(InputError, match="patch is 0"):
+        ConditionalUNet(UNetConfig(**SMALL, patch=0), (3, 8, 8, 8), 2, MISSING)
     with pytest.raises(InputError, match=r"shrinks each axis by 4.*8×8×6"):
         ConditionalUNet(UNetConfig(**SMALL, patch=2), (3, 8, 8, 6), 2, MISSING)
