@@ -4,7 +4,9 @@ from enum import Enum
 
 # Lightning's names; auto is bf16-mixed where the hardware multiplies bf16 natively (a recent GPU,
 # a CPU with AMX), otherwise 32-true.
-Precision = Enum("Precision", {name: name for name in ("auto", "32-true", "bf16-mixed")})
+Precision = Enum(
+    "Precision", {name: name for name in ("auto", "32-true", "bf16-mixed", "bf16-true")}
+)
 
 
 def resolve(precision: Precision, accelerator: str) -> str:

@@ -3,12 +3,17 @@
 import dataclasses
 
 from brain_ldm.command import command
+from brain_ldm.sweep import job_folder
 from brain_ldm.training.config import (
     AutoencoderTask,
     BrainAgeTask,
+    CSVConfig,
     DiffusionTask,
     SegmenterTask,
+    TensorBoardConfig,
     TrainConfig,
+    TrainerConfig,
+    WandbConfig,
 )
 
 TASKS = {
@@ -17,20 +22,16 @@ TASKS = {
     "segmenter": SegmenterTask,
     "brain_age": BrainAgeTask,
 }
+LOGGERS = {"csv": CSVConfig, "tensorboard": TensorBoardConfig, "wandb": WandbConfig}
+TRAINERS = {"trainer": TrainerConfig}
 
 
-@command("train", TrainConfig, task=TASKS)
-def main(config: TrainConfig) -> dict[str, float]:
+@command("train", TrainConfig, task=TASKS, logger=LOGGERS, trainer=TRAINERS)
+def main(config: TrainConfig) -> float | None:
     """Train the model of an experiment on its cohort."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     from brain_ldm.training.fit import train
 
-    job = HydraConfig.get()
-    if job.mode is RunMode.MULTIRUN:
-        config = dataclasses.replace(config, out=f"{config.out}/{job.job.num}")
-    return train(config)
+    return train(dataclasses.replace(config, out=job_folder(config.out)))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """Train the brain-age network (Cole et al. 2017): L1 loss, SGD with momentum."""
 
-from pathlib import Path
-
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,42 +7,35 @@ from torch import Tensor
 
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.models import BrainAge, GridConfig, SavedBrainAge
-from brain_ldm.training.config import BrainAgeTask, Schedule, TrainConfig
-from brain_ldm.training.data import CohortData
-from brain_ldm.training.packed import packed_images
+from brain_ldm.training.config import Schedule, TrainConfig
+from brain_ldm.training.data import CohortData, Rows
+from brain_ldm.training.module import TaskModule
+from brain_ldm.training.packed import Team, cache_folder, packed_images
 from brain_ldm.training.randomness import draws, normal, stack
 from brain_ldm.training.schedules import make_schedule
 
 
-def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
+def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module and the images with ages that train `config.task` on `cohort`."""
     saved = SavedBrainAge(grid=GridConfig(**cohort.grid.to_dict()), network=config.task.network)
     model = BrainAge(saved)
+    known = cohort.rows("train")["age"].dropna().to_numpy(np.float32)
+    model.network.mean.fill_(known.mean())
+    model.network.sd.fill_(known.std(ddof=1))
 
-    def arrays(split: str) -> dict[str, np.ndarray]:
-        rows = cohort.rows(split)
-        rows = rows[rows["age"].notna()].reset_index(drop=True)
-        return {
-            "image": packed_images(cohort, rows, run / f"images_{split}"),
-            "age": rows["age"].to_numpy(np.float32),
-        }
+    def rows(split: str, team: Team) -> Rows:
+        table = cohort.rows(split)
+        folder = cache_folder(config.data.cache, cohort, f"images_{split}")
+        images = packed_images(cohort, table, folder, team)
+        ages = table["age"].to_numpy(np.float32)
+        return Rows({"image": images, "age": ages}, only=np.flatnonzero(~np.isnan(ages)))
 
-    data = CohortData(config.data, arrays)
-    ages = torch.from_numpy(data.rows["train"].arrays["age"])
-    model.network.mean.copy_(ages.mean())
-    model.network.sd.copy_(ages.std())
-    return BrainAgeTraining(model, config.task, config.seed, config.trainer.max_steps), data
+    module = BrainAgeTraining(model, config.task, config.seed, config.trainer.max_steps)
+    return module, CohortData(config, len(known), rows)
 
 
-class BrainAgeTraining(L.LightningModule):
+class BrainAgeTraining(TaskModule):
     """Regress age; each training volume is shifted by a few voxels and given a little noise."""
-
-    def __init__(self, model: BrainAge, task: BrainAgeTask, seed: int, max_steps: int) -> None:
-        super().__init__()
-        self.model = model
-        self.task = task
-        self.seed = seed
-        self.max_steps = max_steps
 
     def configure_optimizers(self) -> dict:
         """Return SGD with momentum; the learning rate rises and falls once over the training."""
@@ -69,7 +59,7 @@ class BrainAgeTraining(L.LightningModule):
         images = self.shift(images, generators) + self.task.noise * normal(generators, images)
         target = (batch["age"] - network.mean) / network.sd
         loss = F.l1_loss(network(images).float(), target)
-        self.log("train/mae", loss.detach() * network.sd, prog_bar=True)
+        self.note({"mae": loss * network.sd})
         return loss
 
     def shift(self, images: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -85,4 +75,4 @@ class BrainAgeTraining(L.LightningModule):
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Log the mean absolute error in years."""
         predicted = self.model.predict(batch["image"].float().unsqueeze(1))
-        self.log("val/mae", F.l1_loss(predicted, batch["age"]), prog_bar=True)
+        self.log_validation({"mae": F.l1_loss(predicted, batch["age"])}, len(predicted))

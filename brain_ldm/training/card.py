@@ -10,8 +10,15 @@ WHAT = {
 }
 
 
-def model_card(model: Model, metrics: dict[str, float]) -> str:
-    """Return MODEL_CARD.md of a freshly trained model."""
+def model_card(model: Model, best: str, metrics: dict[str, float], health: str | None) -> str:
+    """Return MODEL_CARD.md of a freshly trained model.
+
+    Args:
+        model: with `config.trained_on` filled in.
+        best: name of the validation metric that chose its step.
+        metrics: on the validation split, at that step; empty where there is none.
+        health: what an autoencoder's latent is like.
+    """
     config = model.config
     parameters = sum(p.numel() for p in model.network.parameters()) / 1e6
     grid = model.grid
@@ -34,7 +41,14 @@ def model_card(model: Model, metrics: dict[str, float]) -> str:
             for c in config.covariates
         ]
     if metrics:
-        lines += ["", "On the validation split:", ""]
+        lines += [
+            "",
+            f"The weights are those of step {config.trained_on['best_step']}, whose {best} was the "
+            "lowest. On the validation split:",
+            "",
+        ]
         lines += [f"- {name}: {value:.4g}" for name, value in metrics.items()]
+    if health:
+        lines += ["", "## Latent", "", health]
     lines += ["", "For research; not a medical device, not for decisions about a person.", ""]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ re-training code. Everything else is our choice.
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -41,6 +42,19 @@ class PerceptualConfig:
 
 
 @dataclass
+class AugmentationConfig:
+    """Random changes of each training image (TorchIO). Not stated in the paper; defaults from W."""
+
+    flip: float = 0.5  # probability of a left-right flip
+    affine: float = 0.1  # probability of a small affine map
+    translation: float = 1.0  # voxels at most, every axis
+    scale: float = 0.02  # 1 ± this at most, every axis
+    intensity: float = 0.1  # probability of a shift and a gamma of all intensities
+    shift: float = 0.05  # at most
+    gamma: float = 0.03  # exponent 1 ± this at most
+
+
+@dataclass
 class AutoencoderLossConfig:
     """Weight of each term of the generator's loss. Not stated in the paper; defaults from W."""
 
@@ -49,11 +63,17 @@ class AutoencoderLossConfig:
     adversarial: float = 0.005  # least squares
     kl: float = 1e-8  # of the KL summed over the latent, mean over the batch
     adversarial_start: int = 0  # generator steps before the discriminator and its term begin
+    # Scale the adversarial term by the ratio of the other terms' gradient to its own at the
+    # decoder's last layer (Esser et al. 2021, VQGAN, equation 7). Off: W.
+    adaptive: bool = False
 
 
 @dataclass
 class Task:
-    """What `train` trains: the base of the choices in conf/task/."""
+    """What `train` trains: the base of the choices in conf/task/.
+
+    `best` names the validation metric, lower is better, whose best step becomes the model.
+    """
 
 
 @dataclass
@@ -64,6 +84,9 @@ class AutoencoderTask(Task):
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    start_from: str | None = None  # model folder to fine-tune
+    best: str = "reconstruction"  # of the validation metrics; the adversarial term is none
     lr: float = 5e-5  # generator, Adam (W)
     discriminator_lr: float = 1e-4  # Adam (W)
     lr_schedule: Schedule = Schedule.constant  # of both
@@ -75,6 +98,9 @@ class DiffusionTask(Task):
     """The conditional diffusion model on the latents of a trained autoencoder."""
 
     autoencoder: str = MISSING  # model folder
+    start_from: str | None = None  # diffusion model folder to fine-tune
+    # Covariates of `start_from` that have another name here: {new name: old name}.
+    renamed: Any = None
     network: UNetConfig = field(default_factory=UNetConfig)
     covariates: list[str] = field(
         default_factory=lambda: ["sex", "age", "ventricular_volume", "brain_volume"]  # order: B
@@ -84,6 +110,10 @@ class DiffusionTask(Task):
     # Latents are multiplied by it before diffusion; null: 1 / their standard deviation on the
     # training split. (B decodes with 1.0, W uses 0.3.)
     latent_scale: float | None = None
+    # Encodings of each training image: the first as it is, further ones flipped left-right with
+    # probability 1/2 and shifted by up to so many voxels along every axis.
+    encodings: int = 1
+    encoding_shift: int = 4
     # Subtract the mean latent of the training split first: registered brains share most of theirs.
     centre_latents: bool = False
     # Timesteps are drawn as T·u^power, u uniform; below 1 for more of the noisy ones, at which
@@ -95,6 +125,7 @@ class DiffusionTask(Task):
     condition_dropout: float = 0.1  # all covariates at once: gives the unconditional model
     covariate_dropout: float = 0.1  # each covariate by itself: any subset can be asked for
     ema: float = 0.999  # decay of the weights' moving average, reached gradually
+    best: str = "loss"  # of the validation metrics
     lr: float = 2.5e-5  # AdamW (W, BrLP)
     lr_schedule: Schedule = Schedule.constant
     gradient_clip: float = 1.0
@@ -106,6 +137,7 @@ class SegmenterTask(Task):
 
     network: SegmenterConfig = field(default_factory=SegmenterConfig)
     lr: float = 3e-3  # Adam, at its highest
+    best: str = "volume_error"
     t1_share: float = 0.5  # draws with T1-like order of intensities: dark CSF, grey, bright white
 
 
@@ -118,6 +150,7 @@ class BrainAgeTask(Task):
     weight_decay: float = 5e-5
     shift: int = 2  # voxels: random translation of each training volume, every axis
     noise: float = 0.02  # sd of the noise that is added to each training volume (0..1)
+    best: str = "mae"
 
 
 @dataclass
@@ -126,19 +159,80 @@ class DataConfig:
 
     cohort: str = MISSING  # folder
     batch_size: int = 1  # a device
-    workers: int = 0  # processes that read
+    workers: int = 0  # processes that read, a device
+    cache: str = "caches"  # folder of what is computed once: packed images and latents
+
+
+class Strategy(Enum):
+    """How the work is spread over devices."""
+
+    auto = "auto"  # one device, or ddp where there are several
+    ddp = "ddp"  # a copy of the model on each device
+    fsdp = "fsdp"  # weights, gradients and optimiser in shards (GPUs; the diffusion model)
 
 
 @dataclass
 class TrainerConfig:
-    """How long and on what."""
+    """How long and on what. None of it is stated in the paper."""
 
     max_steps: int = 1000  # optimiser steps; generator steps for a GAN
     accelerator: str = "auto"  # Lightning's: auto, cpu, gpu
-    devices: int = 1
+    devices: int = 1  # on each node
+    nodes: int = 1
+    strategy: Strategy = Strategy.auto
     precision: Precision = Precision.auto
+    accumulate: int = 1  # batches of each device that make one step
+    compile: bool = False  # torch.compile the networks
+    activation_checkpointing: bool = (
+        False  # compute activations twice, block by block, to save memory
+    )
     log_every: int = 10  # steps
     val_every: int = 500  # steps
+    checkpoint_every: int = 500  # steps
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides `run/metrics.csv`: the base of the choices in conf/logger/."""
+
+
+@dataclass
+class CSVConfig(LoggerConfig):
+    """Nowhere else."""
+
+
+@dataclass
+class TensorBoardConfig(LoggerConfig):
+    """TensorBoard event files in `run/tensorboard`."""
+
+
+class WandbMode(Enum):
+    """Weights & Biases: with an account, without one, or not at all."""
+
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+@dataclass
+class WandbConfig(LoggerConfig):
+    """Weights & Biases."""
+
+    mode: WandbMode = WandbMode.online
+    project: str = "brain_ldm"
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    artifacts: bool = False  # upload the finished model folder
+
+
+@dataclass
+class PicturesConfig:
+    """What is drawn at every validation: reconstructions, or samples and a covariate sweep."""
+
+    count: int = 4  # brains; 0 for none
+    steps: int = 50  # DDIM steps of a sample
+    guidance: float = 1.0
 
 
 @dataclass
@@ -148,5 +242,10 @@ class TrainConfig:
     task: Task = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=CSVConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
     seed: int = 0
     out: str = "models/${hydra:runtime.choices.experiment}"  # the model folder
+    # auto: go on from the newest checkpoint of `<out>/run`, or begin where there is none; otherwise
+    # the run folder to go on from.
+    resume: str | None = None

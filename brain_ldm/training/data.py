@@ -1,62 +1,200 @@
-"""What training reads: packed images, labels or latents with the row's number and age."""
+"""What training reads: rows of packed arrays, in an order that is a function of seed and step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brain_ldm.errors import InputError
-from brain_ldm.training.config import DataConfig
+from brain_ldm.training.config import TrainConfig
+from brain_ldm.training.packed import Team
+from brain_ldm.training.randomness import generator
+
+VALIDATION = -1  # the step of rows that are read outside training
 
 
 class Rows(Dataset):
-    """Rows of packed arrays; each item also carries its row number, which seeds its draws."""
+    """Rows of packed arrays; each item also carries its row number, which seeds its draws.
 
-    def __init__(self, arrays: dict[str, np.ndarray]) -> None:
+    Args:
+        arrays: (N, ...) each, by name.
+        change: applied to an item with its step and row, e.g. an augmentation.
+        only: row numbers of the arrays that are used; None for all.
+    """
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        change: Callable[[dict[str, Tensor], int, int], dict[str, Tensor]] | None = None,
+        only: np.ndarray | None = None,
+    ) -> None:
         self.arrays = arrays
+        self.change = change
+        self.only = np.arange(len(next(iter(arrays.values())))) if only is None else only
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(self.only)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        item = {name: torch.from_numpy(np.array(a[index])) for name, a in self.arrays.items()}
-        return {**item, "index": torch.tensor(index)}
+    def __getitem__(self, at: tuple[int, int]) -> dict[str, Tensor]:
+        step, place = at
+        row = int(self.only[place])
+        item = {name: torch.from_numpy(np.array(a[row])) for name, a in self.arrays.items()}
+        if self.change is not None:
+            item = self.change(item, step, row)
+        return {**item, "index": torch.tensor(row)}
+
+
+class StepBatches(Sampler[list[tuple[int, int]]]):
+    """The (step, row) pairs that one rank reads, a batch at a time, from step `first` on.
+
+    All ranks' batches of a step together are one global batch, cut from a permutation of the rows
+    that depends on seed and epoch alone: so training that is stopped goes on with the very batch
+    that it would have had, and two ranks read what one with twice the batch reads. Rows that do
+    not fill a last global batch sit out the epoch.
+
+    Args:
+        rows: number of rows in the training split.
+        size: rows in a batch.
+        parts: batches a rank takes a step (gradient accumulation).
+        rank, world: of this process.
+        seed: of the permutations.
+        first, last: steps to go through.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        size: int,
+        parts: int,
+        rank: int,
+        world: int,
+        seed: int,
+        first: int,
+        last: int,
+    ) -> None:
+        self.rows, self.size, self.parts = rows, size, parts
+        self.rank, self.world, self.seed = rank, world, seed
+        self.first, self.last = first, last
+
+    def __len__(self) -> int:
+        """Batches of the whole training, those before `first` included, as Lightning counts."""
+        return self.last * self.parts
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order, shown = [], None
+        whole = self.size * self.world * self.parts
+        for step in range(self.first, self.last):
+            epoch, place = divmod(step, self.rows // whole)
+            if epoch != shown:
+                order = torch.randperm(self.rows, generator=generator(self.seed, "order", epoch))
+                shown = epoch
+            step_rows = order[place * whole : (place + 1) * whole].tolist()
+            for part in range(self.parts):
+                start = (part * self.world + self.rank) * self.size
+                yield [(step, row) for row in step_rows[start : start + self.size]]
 
 
 class CohortData(L.LightningDataModule):
     """Training and validation rows of one cohort.
 
     Args:
-        config: batch size and workers.
-        arrays: gives the packed arrays of a split, "train" or "val".
+        config: batch size, workers, devices, steps and seed.
+        count: rows of the training split.
+        rows: gives a split's rows, "train" or "val"; called in every process of a run at once.
+        whole_steps: a step's batches arrive as one (for modules under manual optimisation, which
+            cut them up themselves).
+
+    Raises:
+        InputError: the split is smaller than one step.
     """
 
-    def __init__(self, config: DataConfig, arrays: Callable[[str], dict[str, np.ndarray]]) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        count: int,
+        rows: Callable[[str, Team], Rows],
+        whole_steps: bool = False,
+    ) -> None:
         super().__init__()
         self.config = config
-        self.rows = {split: Rows(arrays(split)) for split in ("train", "val")}
-        if len(self.rows["train"]) < config.batch_size:
+        self.make = rows
+        self.whole_steps = whole_steps
+        self.rows: dict[str, Rows] = {}
+        whole = rows_per_step(config)
+        if count < whole:
             raise InputError(
-                f"{config.cohort}: {len(self.rows['train'])} training rows, fewer than one batch "
-                f"of {config.batch_size}: lower data.batch_size or use a larger cohort"
+                f"{config.data.cohort}: {count} training rows, fewer than one batch of {whole}: "
+                "lower data.batch_size (or trainer.devices, trainer.accumulate) or use a larger "
+                "cohort"
             )
 
+    def setup(self, stage: str) -> None:
+        """Pack what is not yet packed, every process its share."""
+        trainer = self.trainer
+        team = Team(
+            trainer.global_rank,
+            trainer.world_size,
+            trainer.strategy.barrier,
+            trainer.strategy.root_device,
+        )
+        self.rows = {split: self.make(split, team) for split in ("train", "val")}
+
     def train_dataloader(self) -> DataLoader:
-        """Whole batches of the training split, shuffled."""
-        return self._loader("train", shuffle=True, drop_last=True)
+        """One batch after the other, from the step that the trainer has reached to the last."""
+        size, parts = self.config.data.batch_size, self.config.trainer.accumulate
+        batches = StepBatches(
+            len(self.rows["train"]),
+            size,
+            parts,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+            self.config.seed,
+            self.trainer.global_step,
+            self.config.trainer.max_steps,
+        )
+        return self._loader("train", WholeSteps(batches) if self.whole_steps else batches)
 
     def val_dataloader(self) -> DataLoader:
-        """The validation split in order; empty where the cohort has none."""
-        return self._loader("val")
+        """This rank's share of the validation split, in order; empty where the cohort has none."""
+        count, world = len(self.rows["val"]), self.trainer.world_size
+        # Fewer rows than ranks: each takes all of them, and the mean is the same.
+        share = range(self.trainer.global_rank, count, world) if count >= world else range(count)
+        size = self.config.data.batch_size
+        batches = [
+            [(VALIDATION, row) for row in share[i : i + size]] for i in range(0, len(share), size)
+        ]
+        return self._loader("val", batches)
 
-    def _loader(self, split: str, **options: bool) -> DataLoader:
+    def _loader(self, split: str, batches: Sampler | list) -> DataLoader:
         return DataLoader(
             self.rows[split],
-            self.config.batch_size,
-            num_workers=self.config.workers,
-            persistent_workers=self.config.workers > 0,
-            **options,
+            batch_sampler=batches,
+            num_workers=self.config.data.workers,
+            persistent_workers=self.config.data.workers > 0,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+            generator=torch.Generator(),  # leave torch's own alone
         )
+
+
+class WholeSteps(Sampler[list[tuple[int, int]]]):
+    """The batches of a step joined to one."""
+
+    def __init__(self, batches: StepBatches) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return self.batches.last
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batches = iter(self.batches)
+        for first in batches:
+            yield sum((next(batches) for _ in range(self.batches.parts - 1)), first)
+
+
+def rows_per_step(config: TrainConfig) -> int:
+    """Return how many rows one optimiser step sees, over all devices."""
+    trainer = config.trainer
+    return config.data.batch_size * trainer.devices * trainer.nodes * trainer.accumulate

@@ -1,13 +1,14 @@
 """Train the conditional diffusion model on cached latents."""
 
-from pathlib import Path
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.cohorts.covariates import MISSING, CovariateEncoder
@@ -17,70 +18,99 @@ from brain_ldm.diffusion.schedule import add_noise
 from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedDiffusion, open_model
 from brain_ldm.training.config import DiffusionTask, TrainConfig
-from brain_ldm.training.data import CohortData
-from brain_ldm.training.latents import cached_latents, latent_scale
+from brain_ldm.training.data import VALIDATION, CohortData, Rows
+from brain_ldm.training.finetune import start_diffusion, start_encoder
+from brain_ldm.training.latents import cached_latents, check_grid, latent_scale
+from brain_ldm.training.module import TaskModule
+from brain_ldm.training.packed import Team, cache_folder, slug
 from brain_ldm.training.randomness import draws, normal, stack, uniform
 from brain_ldm.training.schedules import make_schedule
 
 
-def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
+def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module, and the latents with conditions, that train `config.task`."""
     task = config.task
     if task.x0_weight != 1 and task.prediction is not Prediction.x0:
         raise InputError(
             f"task.x0_weight is for task.prediction=x0, not {task.prediction.value}: leave it at 1"
         )
+    if task.renamed and task.start_from is None:
+        raise InputError("task.renamed names covariates of task.start_from: give that too")
     encoder = CovariateEncoder.fit(cohort.rows("train"), task.covariates)
+    if task.start_from is not None:
+        encoder = start_encoder(encoder, task.start_from, task.renamed)
     autoencoder = open_model(task.autoencoder, Autoencoder)
-
-    def arrays(split: str) -> dict[str, np.ndarray]:
-        rows = cohort.rows(split)
-        latents = cached_latents(autoencoder, cohort, rows, run / f"latents_{split}")
-        return {**latents, "conditions": encoder.encode(rows)}
-
-    data = CohortData(config.data, arrays)
-    train = data.rows["train"].arrays
-    mean = np.zeros(autoencoder.latent_shape, np.float32)
-    if task.centre_latents:
-        mean = train["mu"].mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = task.latent_scale or latent_scale(train["mu"], train["sigma"], mean)
+    check_grid(autoencoder, cohort)
     saved = SavedDiffusion(
         grid=GridConfig(**cohort.grid.to_dict()),
         network=task.network,
         schedule=task.schedule,
         prediction=task.prediction,
-        latent_scale=scale,
+        latent_scale=task.latent_scale or 1.0,
         covariates=encoder.to_dict()["covariates"],
     )
     model = Diffusion(saved, autoencoder)
-    model.latent_mean.copy_(torch.from_numpy(mean))
-    return DiffusionTraining(model, task, config.seed, config.trainer.max_steps), data
+    if task.start_from is not None:
+        start_diffusion(model, task.start_from, task.renamed)
+        if task.latent_scale not in (None, model.config.latent_scale):
+            raise InputError(
+                f"task.latent_scale is {task.latent_scale:g}, but {task.start_from} has "
+                f"{model.config.latent_scale:g}: leave it out"
+            )
+
+    def rows(split: str, team: Team) -> Rows:
+        table = cohort.rows(split)
+        folder = cache_folder(
+            config.data.cache, cohort, f"latents_{slug(task.autoencoder)}_{split}"
+        )
+        encodings = task.encodings if split == "train" else 1
+        latents = cached_latents(
+            autoencoder, cohort, table, folder, team, encodings, task.encoding_shift
+        )
+        return Rows({**latents, "conditions": encoder.encode(table)})
+
+    module = DiffusionTraining(model, task, config.seed, config.trainer.max_steps)
+    return module, CohortData(config, len(cohort.rows("train")), rows)
 
 
-def moving_average(decay: float):
-    """Return the update of an exponential moving average that reaches `decay` gradually.
+@torch.no_grad()
+def moving_average(
+    averages: list[Tensor], weights: list[Tensor], decay: float, updates: int
+) -> None:
+    """Update an exponential moving average, in place, that reaches `decay` gradually.
 
-    Early on the average follows the weights: step n uses min(decay, (1 + n) / (10 + n)).
+    Early on the average follows the weights: after n `updates` it uses
+    min(decay, (1 + n) / (10 + n)).
     """
-
-    def update(averages: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
-        n = float(steps)
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+    share = 1 - min(decay, (1 + updates) / (10 + updates))
+    torch._foreach_lerp_(
+        averages, [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)], share
+    )
 
 
-class DiffusionTraining(L.LightningModule):
+class DiffusionTraining(TaskModule):
     """Mean squared error of epsilon, v or x0 at a random timestep (Ho et al. 2020, equation 14)."""
 
+    frozen = ("model.autoencoder.",)
+
     def __init__(self, model: Diffusion, task: DiffusionTask, seed: int, max_steps: int) -> None:
-        super().__init__()
-        self.model = model
-        self.task = task
-        self.seed = seed
-        self.max_steps = max_steps
+        super().__init__(model, task, seed, max_steps)
         model.autoencoder.requires_grad_(False)
-        self.average = AveragedModel(model.network, multi_avg_fn=moving_average(task.ema))
+        self.average = copy.deepcopy(model.network).requires_grad_(False)
+
+    def setup(self, stage: str) -> None:
+        """Fit scale and mean of the latents to the training split, unless a model gave them."""
+        self.average.float()  # in bf16 it would lose every small change
+        data = self.trainer.datamodule
+        if data is None or self.task.start_from is not None:
+            return
+        latents = data.rows["train"].arrays
+        if self.task.centre_latents:
+            mean = latents["mu"].mean(axis=(0, 1), dtype=np.float64)
+            self.model.latent_mean.copy_(torch.from_numpy(mean))
+        if self.task.latent_scale is None:
+            mean = self.model.latent_mean.float().numpy()
+            self.model.config.latent_scale = latent_scale(latents["mu"], latents["sigma"], mean)
 
     def configure_optimizers(self) -> dict:
         """Return AdamW with its schedule."""
@@ -91,11 +121,51 @@ class DiffusionTraining(L.LightningModule):
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, **_: object) -> None:
+        """Clip the norm of the gradient, which is logged as it was before."""
+        whole = self.trainer.strategy.model
+        if isinstance(whole, FullyShardedDataParallel):  # each rank has but a shard of it
+            norm = whole.clip_grad_norm_(self.task.gradient_clip)
+        else:
+            norm = nn.utils.clip_grad_norm_(
+                self.model.network.parameters(), self.task.gradient_clip
+            )
+        self.log("gradient/norm", norm)
+
+    def optimizer_step(self, *args: object, **options: object) -> None:
+        """Step, then update the moving average of the weights."""
+        updates = self.global_step
+        super().optimizer_step(*args, **options)
+        moving_average(
+            list(self.average.parameters()),
+            list(self.model.network.parameters()),
+            self.task.ema,
+            updates,
+        )
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the model's network be the average for a while."""
+        trained, self.model.network = self.model.network, self.average
+        try:
+            yield
+        finally:
+            self.model.network = trained
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the model's weights with the average for its network."""
+        averages = {
+            name.replace("average.", "model.network.", 1): value
+            for name, value in state.items()
+            if name.startswith("average.")
+        }
+        return super().published({**state, **averages})
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the loss with fresh posterior noise, timesteps and condition dropout."""
         generators = draws(self.seed, self.global_step, batch["index"])
         loss = self.loss(self.model.network, batch, generators, dropout=True).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.note({"loss": loss})
         return loss
 
     def loss(
@@ -106,18 +176,22 @@ class DiffusionTraining(L.LightningModule):
         dropout: bool,
     ) -> Tensor:
         """Return the squared error of each row of the batch, (B,)."""
-        mu, sigma = batch["mu"].float(), batch["sigma"].float()
+        mu, sigma = pick_encoding(batch, generators)
         total = len(self.model.alphas_cumprod)
         latents = mu + sigma * normal(generators, mu)
         x0 = (latents - self.model.latent_mean) * self.model.config.latent_scale
         noise = normal(generators, x0)
-        share = stack(generators, lambda g: torch.rand((), generator=g)) ** self.task.timestep_power
+        share = (
+            stack(generators, lambda g: torch.rand((), generator=g, dtype=torch.float32))
+            ** self.task.timestep_power
+        )
         t = (total * share).long().clamp(max=total - 1)
         alpha_bar = self.model.alphas_cumprod[t].to(x0.device)
         conditions = batch["conditions"]
         if dropout:
             conditions = self.drop(conditions, generators)
-        output = network(add_noise(x0, noise, alpha_bar), t.to(x0.device), conditions).float()
+        noisy = add_noise(x0, noise, alpha_bar).to(next(network.parameters()).dtype)
+        output = network(noisy, t.to(x0.device), conditions).float()
         target = training_target(self.model.config.prediction, x0, noise, alpha_bar)
         errors = F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)
         if self.model.config.prediction is Prediction.x0:
@@ -132,16 +206,21 @@ class DiffusionTraining(L.LightningModule):
         dropped |= chance[:, :1] < self.task.condition_dropout
         return conditions.masked_fill(dropped, MISSING)
 
-    def on_train_batch_end(self, *args: object) -> None:
-        """Update the moving average of the weights."""
-        self.average.update_parameters(self.model.network)
-
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Log the averaged network's loss at noise that is the same at every validation."""
-        generators = draws(self.seed, -1, batch["index"])
-        loss = self.loss(self.average.module, batch, generators, dropout=False)
-        self.log("val/loss", loss.mean(), prog_bar=True)
+        generators = draws(self.seed, VALIDATION, batch["index"])
+        loss = self.loss(self.average, batch, generators, dropout=False)
+        self.log_validation({"loss": loss.mean()}, len(loss))
 
-    def on_train_end(self) -> None:
-        """Hand the averaged weights to the model that is saved."""
-        self.model.network.load_state_dict(self.average.module.state_dict())
+
+def pick_encoding(
+    batch: dict[str, Tensor], generators: list[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Return mu and sigma (B, C, x, y, z), those of one of the E encodings of each row."""
+    mu, sigma = batch["mu"].float(), batch["sigma"].float()
+    count = mu.shape[1]
+    if count == 1:
+        return mu[:, 0], sigma[:, 0]
+    chosen = stack(generators, lambda g: torch.randint(count, (), generator=g)).to(mu.device)
+    rows = torch.arange(len(mu), device=mu.device)
+    return mu[rows, chosen], sigma[rows, chosen]

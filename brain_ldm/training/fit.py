@@ -1,25 +1,25 @@
 """From a composed config to a model folder: the straight line of `train`."""
 
-import logging
+import json
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
-import yaml
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
-from omegaconf import OmegaConf
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import load_file
 
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.errors import InputError
-from brain_ldm.models import WEIGHTS, Model, save_model
-from brain_ldm.precision import resolve
+from brain_ldm.models import WEIGHTS, Autoencoder, Diffusion, Model, save_model
+from brain_ldm.sweep import RESULT, write_result
 from brain_ldm.training import autoencoder, brain_age, diffusion, segmenter
-from brain_ldm.training.callbacks import StepProgress
 from brain_ldm.training.card import model_card
+from brain_ldm.training.checkpoints import Stopped, best_path, step_of
 from brain_ldm.training.config import (
     AutoencoderTask,
     BrainAgeTask,
@@ -27,6 +27,18 @@ from brain_ldm.training.config import (
     SegmenterTask,
     TrainConfig,
 )
+from brain_ldm.training.data import CohortData
+from brain_ldm.training.latent_health import latent_health, table, verdict
+from brain_ldm.training.launch import own_processes
+from brain_ldm.training.loggers import (
+    check_logger,
+    close_loggers,
+    code_version,
+    make_loggers,
+    upload_model,
+)
+from brain_ldm.training.resume import check_origin, find_checkpoint, resolved, save_origin
+from brain_ldm.training.trainer import make_trainer, prepare
 
 BUILDERS = {
     AutoencoderTask: autoencoder.build,
@@ -40,44 +52,71 @@ NEEDED_COLUMNS = {
     SegmenterTask: ["ventricular_volume", "brain_volume"],
     BrainAgeTask: ["age"],
 }
+HEALTH_ROWS = 32  # images that the report on the latent is made from
 
 
-def train(config: TrainConfig) -> dict[str, float]:
+def train(config: TrainConfig) -> float | None:
     """Train `config.task` on a cohort and write its model folder to `config.out`.
 
-    Checkpoints, logs and the resolved config lie in `<out>/run`. Returns the final validation
-    metrics.
+    Checkpoints, logs and the resolved config lie in `<out>/run`. Returns the best value of the
+    validation metric that the task names; None without a validation split, and in processes other
+    than the first.
 
     Raises:
-        InputError: before any long work, naming what is wrong.
+        InputError: what the user can mend; before any long work wherever that can be known.
     """
     out = Path(config.out)
-    if (out / WEIGHTS).exists():
-        raise InputError(f"{out}: holds a trained model; choose another out or remove the folder")
+    run = out / "run"
+    checkpoint = find_checkpoint(config)
+    if checkpoint and (out / WEIGHTS).exists() and step_of(checkpoint) >= config.trainer.max_steps:
+        print(f"{out}: trained already")
+        return json.loads((out / RESULT).read_text())["value"]
+    check_logger(config.logger)
     need = NEEDED_COLUMNS[type(config.task)]
     if isinstance(config.task, DiffusionTask):
         need = config.task.covariates
     cohort = open_cohort(config.data.cohort, need=need)
-    L.seed_everything(config.seed, verbose=False)
-    with claimed(out):
-        module, data = BUILDERS[type(config.task)](config, cohort, out / "run")
-    save_config(config, out / "run")
-    trainer = make_trainer(config, out / "run")
-    trainer.fit(module, data)
-    if trainer.interrupted:
-        raise InputError(f"{out}: stopped by the user at step {trainer.global_step}; no model")
-    steps = trainer.global_step
-    checks = trainer.validate(module, data, verbose=False) if len(data.rows["val"]) else [{}]
-    metrics = {name.removeprefix("val/"): float(value) for name, value in checks[0].items()}
-    finish(module.model, config, cohort, steps, metrics)
-    found = "".join(f", {name} {value:.4g}" for name, value in metrics.items())
-    print(f"{out}: {steps} steps; on the validation split{found or ': no rows'}")
-    return metrics
+    with claimed(out), own_processes(config.out):
+        L.seed_everything(config.seed, verbose=False)
+        module, data = BUILDERS[type(config.task)](config, cohort)
+        sources = {}
+        if isinstance(module.model, Diffusion):
+            sources["autoencoder"] = module.model.autoencoder.hash
+        if checkpoint:
+            check_origin(config, cohort, sources, checkpoint.parents[1])
+        prepare(module, config)
+        first = rank_zero_only.rank == 0
+        if first:
+            save_origin(config, cohort, sources, run)
+        loggers = make_loggers(config.logger, run, config.out, resolved(config))
+        trainer, checkpoints = make_trainer(
+            config, run, loggers, manual=not module.automatic_optimization
+        )
+        if checkpoint and first:
+            print(f"{out}: going on from step {step_of(checkpoint)}")
+        failed = True
+        try:
+            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            failed = False
+        except Stopped as stop:
+            raise InputError(
+                f"{out}: stopped at step {stop.step}, which is saved; the same command with "
+                "resume=auto goes on from there"
+            ) from None
+        finally:
+            if failed:
+                end_ranks(trainer)
+                close_loggers(loggers, failed=True)
+    if trainer.is_global_zero:
+        value = finish(module.model, config, cohort, data, checkpoints.best, loggers)
+        close_loggers(loggers)
+        return value
+    return None
 
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Make `<out>/run` while the work is prepared; take it away again if a mistake is found."""
+    """Make `<out>/run`; take it away again if a mistake is found before there is a checkpoint."""
     existed = out.exists()
     try:
         (out / "run").mkdir(parents=True, exist_ok=True)
@@ -86,58 +125,72 @@ def claimed(out: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if not existed:
-            shutil.rmtree(out)
+        if not existed and not (out / "run" / "checkpoints").exists():
+            shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def make_trainer(config: TrainConfig, run: Path) -> L.Trainer:
-    """Return Lightning's trainer: progress on a terminal, metrics and checkpoints in `run`."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)  # not which devices there are, and tips
-    # Lightning's own use of torch; and on two cores workers do not pay.
-    warnings.filterwarnings("ignore", ".*treespec, LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*in eval mode at the start of training.*")  # as meant
-    options = config.trainer
-    return L.Trainer(
-        max_steps=options.max_steps,
-        accelerator=options.accelerator,
-        devices=options.devices,
-        precision=resolve(options.precision, options.accelerator),
-        logger=CSVLogger(run, name="", version="logs"),
-        callbacks=[
-            ModelCheckpoint(run / "checkpoints", save_last=True, save_top_k=0),
-            StepProgress(),
-        ],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=options.log_every,
-        val_check_interval=options.val_every,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        # The clip of a GAN is its own: it has two optimisers.
-        gradient_clip_val=config.task.gradient_clip
-        if isinstance(config.task, DiffusionTask)
-        else None,
-    )
-
-
-def save_config(config: TrainConfig, run: Path) -> None:
-    """Write the resolved config of the run."""
-    data = OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True)
-    (run / "config.yaml").write_text(yaml.safe_dump(data, sort_keys=False))
+def end_ranks(trainer: L.Trainer) -> None:
+    """End the ranks that this process started: without it they would wait for ever."""
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        process.kill()
 
 
 def finish(
-    model: Model, config: TrainConfig, cohort: Cohort, steps: int, metrics: dict[str, float]
-) -> None:
-    """Write the model folder."""
+    model: Model,
+    config: TrainConfig,
+    cohort: Cohort,
+    data: CohortData,
+    best: dict[str, Any] | None,
+    loggers: list,
+) -> float | None:
+    """Write the model folder with the best weights, and say how good they are."""
+    out, metric = Path(config.out), config.task.best
+    if best is None:
+        raise InputError(
+            f"{out}: val/{metric} was never a finite number; training diverged, lower the "
+            "learning rate"
+        )
+    model.load_state_dict(
+        load_file(best_path(out / "run" / "checkpoints", best["step"])), strict=False
+    )
+    model = model.float().cpu().eval().requires_grad_(False)
     model.config.trained_on = {
         "cohort": cohort.description["Name"],
         "cohort_hash": cohort.content_hash(),
         "training_rows": len(cohort.rows("train")),
-        "steps": steps,
+        "steps": config.trainer.max_steps,
+        "best_step": best["step"],
         "seed": config.seed,
+        "code": code_version(),
     }
-    save_model(model.eval(), Path(config.out), model_card(model, metrics))
+    health = None
+    if isinstance(model, Autoencoder):
+        health = examined(model, data, loggers, config.trainer.max_steps)
+    save_model(model, out, model_card(model, metric, best["metrics"], health))
+    upload_model(loggers, out)
+    value = best["metrics"].get(metric)
+    write_result(out, f"val/{metric}", value, best["step"])
+    found = ", ".join(f"{name} {number:.4g}" for name, number in best["metrics"].items())
+    print(
+        f"{out}: {config.trainer.max_steps} steps; "
+        + (f"best at step {best['step']}: {found}" if found else "no validation rows")
+    )
+    return value
+
+
+def examined(model: Autoencoder, data: CohortData, loggers: list, step: int) -> str:
+    """Print, log and return what the latent is like and whether it is fit for diffusion."""
+    rows = data.rows["val"] if len(data.rows["val"]) else data.rows["train"]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = (
+        torch.from_numpy(np.array(rows.arrays["image"][row])).float()[None, None]
+        for row in range(min(len(rows), HEALTH_ROWS))
+    )
+    health = latent_health(model.to(device), images, device)
+    model.cpu()
+    for logger in loggers:
+        logger.log_metrics(health.to_dict(), step)
+    report = "\n".join([table(health), "", *verdict(health)])
+    print(report)
+    return report

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 
-def generator(*key: int) -> torch.Generator:
+def generator(*key: int | str) -> torch.Generator:
     """Return a CPU generator whose state is a hash of `key`, e.g. (seed, step, sample)."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def draws(seed: int, step: int, samples: Tensor) -> list[torch.Generator]:
-    """Return one generator for each index in `samples` (B,)."""
+    """Return one generator for each row number in `samples` (B,)."""
     return [generator(seed, step, int(sample)) for sample in samples]
 
 
@@ -29,10 +29,14 @@ def stack(generators: list[torch.Generator], draw: Callable[[torch.Generator], T
 
 def normal(generators: list[torch.Generator], like: Tensor) -> Tensor:
     """Return standard normal noise shaped as `like` (B, ...), a generator a row."""
-    noise = stack(generators, lambda g: torch.randn(like.shape[1:], generator=g))
+    noise = stack(
+        generators, lambda g: torch.randn(like.shape[1:], generator=g, dtype=torch.float32)
+    )
     return noise.to(like.device, like.dtype)
 
 
 def uniform(generators: list[torch.Generator], like: Tensor, count: int) -> Tensor:
     """Return (B, count) numbers, uniform in 0..1, on `like`'s device."""
-    return stack(generators, lambda g: torch.rand(count, generator=g)).to(like.device)
+    return stack(generators, lambda g: torch.rand(count, generator=g, dtype=torch.float32)).to(
+        like.device
+    )

@@ -1,9 +1,7 @@
 """Train the tissue segmenter on label maps alone, with random contrast (Billot et al. 2023)."""
 
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 
-import lightning as L
 import numpy as np
 import torch
 from monai.losses import DiceCELoss
@@ -12,65 +10,68 @@ from torch import Tensor
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter
-from brain_ldm.progress import track
 from brain_ldm.training.config import Schedule, SegmenterTask, TrainConfig
-from brain_ldm.training.data import CohortData
-from brain_ldm.training.packed import packed, packed_images
+from brain_ldm.training.data import CohortData, Rows
+from brain_ldm.training.module import TaskModule
+from brain_ldm.training.packed import Team, cache_folder, packed, packed_images, shown
 from brain_ldm.training.randomness import draws
 from brain_ldm.training.schedules import make_schedule
 from brain_ldm.training.synthesis import CLASSES, compact, synthesise
 
+VOLUMES = ("ventricular_volume", "brain_volume")
 
-def build(config: TrainConfig, cohort: Cohort, run: Path) -> tuple[L.LightningModule, CohortData]:
+
+def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module, label maps to train it and images with known volumes to check it."""
     grid = GridConfig(**cohort.grid.to_dict())
     saved = SavedSegmenter(grid=grid, network=config.task.network, classes=CLASSES)
-    train_ids = list(cohort.rows("train")["participant_id"])
-    if not train_ids:
+    ids = list(cohort.rows("train")["participant_id"])
+    if not ids:
         raise InputError(f"{cohort.root}: no training rows")
-    shape = cohort.read_labels(train_ids[0])[0].shape
+    shape = cohort.read_labels(ids[0])[0].shape
     factor = shape[0] // cohort.grid.shape[0]
 
-    def labels() -> Iterable[dict[str, np.ndarray]]:
-        for participant in track(train_ids, "reading labels"):
-            found, _ = cohort.read_labels(participant)
+    def labels(wanted: Sequence[int], team: Team) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        for row in shown(wanted, "reading labels", team):
+            found, _ = cohort.read_labels(ids[row])
             if found.shape != tuple(factor * s for s in cohort.grid.shape):
                 raise InputError(
-                    f"{cohort.label_path(participant)}: shape {found.shape} is not a whole "
+                    f"{cohort.label_path(ids[row])}: shape {found.shape} is not a whole "
                     f"multiple of the images' {cohort.grid.shape}, the same for every participant"
                 )
-            yield {"labels": compact(found)[None]}
+            yield row, {"labels": compact(found)}
 
-    def arrays(split: str) -> dict[str, np.ndarray]:
+    def rows(split: str, team: Team) -> Rows:
         if split == "train":
-            key = {"cohort": cohort.content_hash(), "participants": train_ids}
-            size = {"labels": ((len(train_ids), *shape), "uint8")}
-            return packed(run / "labels_train", key, size, labels)
-        rows = cohort.rows(split)
-        volumes = ["ventricular_volume", "brain_volume"]
-        return {
-            "image": packed_images(cohort, rows, run / f"images_{split}"),
-            **{name: rows[name].to_numpy(np.float32) for name in volumes},
-        }
+            folder = cache_folder(config.data.cache, cohort, "labels_train")
+            key = {"cohort": cohort.content_hash(), "participants": ids}
+            arrays = {"labels": (shape, "uint8")}
+            return Rows(
+                packed(folder, key, len(ids), arrays, lambda wanted: labels(wanted, team), team)
+            )
+        table = cohort.rows(split)
+        folder = cache_folder(config.data.cache, cohort, f"images_{split}")
+        return Rows(
+            {
+                "image": packed_images(cohort, table, folder, team),
+                **{name: table[name].to_numpy(np.float32) for name in VOLUMES},
+            }
+        )
 
     module = SegmenterTraining(
         Segmenter(saved), config.task, factor, config.seed, config.trainer.max_steps
     )
-    return module, CohortData(config.data, arrays)
+    return module, CohortData(config, len(ids), rows)
 
 
-class SegmenterTraining(L.LightningModule):
+class SegmenterTraining(TaskModule):
     """Dice and cross-entropy against the share of each class in each voxel."""
 
     def __init__(
         self, model: Segmenter, task: SegmenterTask, factor: int, seed: int, max_steps: int
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.task = task
+        super().__init__(model, task, seed, max_steps)
         self.factor = factor
-        self.seed = seed
-        self.max_steps = max_steps
         self.loss = DiceCELoss(softmax=True)
 
     def configure_optimizers(self) -> dict:
@@ -91,14 +92,17 @@ class SegmenterTraining(L.LightningModule):
         ]
         images, shares = (torch.stack(part) for part in zip(*pairs, strict=True))
         loss = self.loss(self.model.network(images).float(), shares)
-        self.log("train/loss", loss.detach(), prog_bar=True)
+        self.note({"loss": loss})
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
-        """Log the mean absolute error of each volume, in percent of the true one."""
+        """Log the mean absolute error of each volume, and of both, in percent of the true one."""
         # In 32 bits, as it is used: sums over all voxels feel what bf16 rounds off.
         with torch.autocast(self.device.type, enabled=False):
             measured = self.model.volumes(batch["image"].float().unsqueeze(1))
-        for name, values in measured.items():
-            error = (values / batch[name] - 1).abs().mean() * 100
-            self.log(f"val/{name}_error", error, prog_bar=True)
+        errors = {
+            f"{name}_error": (measured[name] / batch[name] - 1).abs().mean() * 100
+            for name in VOLUMES
+        }
+        errors["volume_error"] = sum(errors.values()) / len(VOLUMES)
+        self.log_validation(errors, len(batch["index"]))

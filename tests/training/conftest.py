@@ -2,6 +2,9 @@
 
 import lightning as L
 import pytest
+from torch.utils.data import DataLoader
+
+from brain_ldm.training.data import Rows, StepBatches
 
 
 @pytest.fixture
@@ -18,5 +21,17 @@ def quiet_trainer():
             enable_model_summary=False,
             **options,
         )
+
+    return make
+
+
+@pytest.fixture
+def loader():
+    """Make loaders of all steps of a training, as `CohortData` does, from arrays."""
+
+    def make(arrays, size, steps, first=0):
+        rows = Rows(arrays)
+        batches = StepBatches(len(rows), size, 1, 0, 1, seed=0, first=first, last=steps)
+        return DataLoader(rows, batch_sampler=batches)
 
     return make

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.errors import InputError
@@ -17,7 +16,6 @@ from brain_ldm.networks.config import AutoencoderConfig, DiscriminatorConfig, Se
 from brain_ldm.networks.perceptual import SegmenterPerceptualLoss, hub_perceptual_loss
 from brain_ldm.training.autoencoder import AutoencoderTraining, build_perceptual, kl_divergence
 from brain_ldm.training.config import AutoencoderLossConfig, AutoencoderTask, PerceptualConfig
-from brain_ldm.training.data import Rows
 
 SHAPE = (16, 16, 16)
 GRID = GridConfig(**VoxelGrid(SHAPE, np.diag([4.0, 4, 4, 1])).to_dict())
@@ -25,7 +23,7 @@ ONLY = {"l1": 0.0, "perceptual": 0.0, "adversarial": 0.0, "kl": 0.0}
 
 
 class NoPerceptual(nn.Module):
-    def forward(self, images, targets):
+    def forward(self, images, targets, generators):
         return (images - targets).square().mean()
 
 
@@ -51,11 +49,10 @@ def images(count=8):
 
 
 @pytest.fixture
-def fit(quiet_trainer, tmp_path):
+def fit(quiet_trainer, loader, tmp_path):
     """Train a module; return its trainer and what it logged at each step."""
 
     def run(module, steps, callbacks=()):
-        loader = DataLoader(Rows({"image": images()}), batch_size=4)
         recorded = []
 
         class Record(L.Callback):
@@ -68,7 +65,7 @@ def fit(quiet_trainer, tmp_path):
             default_root_dir=tmp_path,
             callbacks=[Record(), *callbacks],
         )
-        trainer.fit(module, loader)
+        trainer.fit(module, loader({"image": images()}, 4, steps))
         return trainer, recorded
 
     return run
@@ -143,7 +140,9 @@ def test_the_total_is_the_weighted_sum_and_weights_are_logged(fit):
     assert metrics["weight/perceptual"] == pytest.approx(0.3)
 
 
-def test_steps_are_generator_steps_and_travel_in_the_checkpoint(fit, tmp_path, quiet_trainer):
+def test_steps_are_generator_steps_and_travel_in_the_checkpoint(
+    fit, tmp_path, quiet_trainer, loader
+):
     module = training()
     trainer, recorded = fit(module, 5)
     assert trainer.global_step == len(recorded) == 5
@@ -152,7 +151,6 @@ def test_steps_are_generator_steps_and_travel_in_the_checkpoint(fit, tmp_path, q
     assert saved["global_step"] == 5
     # Going on from there, the warm-up and max_steps count on from 5.
     resumed = training(adversarial_start=7)
-    loader = DataLoader(Rows({"image": images()}), batch_size=4)
     began = []
 
     class Watch(L.Callback):
@@ -161,7 +159,8 @@ def test_steps_are_generator_steps_and_travel_in_the_checkpoint(fit, tmp_path, q
                 began.append(trainer.global_step)
 
     again = quiet_trainer(9, callbacks=[Watch()])
-    again.fit(resumed, loader, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
+    rest = loader({"image": images()}, 4, 9, first=5)
+    again.fit(resumed, rest, ckpt_path=tmp_path / "a.ckpt", weights_only=True)
     assert again.global_step == 9
     assert began == [8, 9]
 
@@ -193,8 +192,8 @@ def test_segmenter_features_are_a_distance():
     )
     loss = SegmenterPerceptualLoss(Segmenter(saved).network)
     x, y = torch.rand(1, 1, 32, 32, 32), torch.rand(1, 1, 32, 32, 32, requires_grad=True)
-    assert float(loss(x, x)) == 0
-    value = loss(y, x)
+    assert float(loss(x, x, [])) == 0
+    value = loss(y, x, [])
     value.backward()
     assert float(value.detach()) > 0 and float(y.grad.abs().sum()) > 0
     assert not any(p.requires_grad for p in loss.parameters())
@@ -218,12 +217,12 @@ def test_hub_networks_load_from_a_local_folder(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(torch.hub, "_hub_dir", None)
     loss = hub_perceptual_loss("medicalnet_resnet10_23datasets", str(hub), 0.25)
-    loaded = loss.perceptual_function.model.state_dict()
+    loaded = loss.network.model.state_dict()
     for name, value in network.state_dict().items():
         assert torch.equal(loaded[name], value)
     x, y = torch.rand(1, 1, 32, 32, 32), torch.rand(1, 1, 32, 32, 32)
-    assert math.isclose(float(loss(x, x)), 0, abs_tol=1e-6)
-    assert float(loss(x, y)) > 0
+    assert math.isclose(float(loss(x, x, [])), 0, abs_tol=1e-6)
+    assert float(loss(x, y, [])) > 0
 
 
 def test_a_segmenter_is_needed_and_must_fit(tiny_cohort, tmp_path):

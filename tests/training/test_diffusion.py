@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from brain_ldm.cohorts.covariates import CovariateEncoder
 from brain_ldm.cohorts.grid import VoxelGrid
@@ -13,10 +12,11 @@ from brain_ldm.diffusion.config import DDIMConfig, Prediction
 from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedAutoencoder, SavedDiffusion
 from brain_ldm.networks.config import AutoencoderConfig, UNetConfig
+from brain_ldm.training.augmentation import flip_and_shift
 from brain_ldm.training.config import DiffusionTask
-from brain_ldm.training.data import Rows
-from brain_ldm.training.diffusion import DiffusionTraining, moving_average
-from brain_ldm.training.latents import cached_latents, latent_scale
+from brain_ldm.training.diffusion import DiffusionTraining, moving_average, pick_encoding
+from brain_ldm.training.latents import cached_latents, check_grid, latent_scale
+from brain_ldm.training.packed import Team
 from brain_ldm.training.randomness import draws
 
 SHAPE = (3, 4, 4, 4)
@@ -52,8 +52,8 @@ def training(names=("sex", "age"), **options):
 def batch(count=6, sigma=0.1):
     g = torch.Generator().manual_seed(1)
     return {
-        "mu": torch.randn(count, *SHAPE, generator=g),
-        "sigma": torch.full((count, *SHAPE), sigma),
+        "mu": torch.randn(count, 1, *SHAPE, generator=g),
+        "sigma": torch.full((count, 1, *SHAPE), sigma),
         "conditions": torch.rand(count, 2, generator=g),
         "index": torch.arange(count),
     }
@@ -72,53 +72,122 @@ def autoencoder(tiny_cohort):
 
 def test_the_cache_holds_the_posterior_and_is_reused(tiny_cohort, autoencoder, tmp_path):
     rows = tiny_cohort.rows("val")
-    latents = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents")
+    latents = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents", Team())
     image = torch.from_numpy(tiny_cohort.read(rows["participant_id"][2]))[None, None]
     mu, sigma = autoencoder.encode(image)
-    assert np.allclose(latents["mu"][2], mu[0], atol=1e-3)
-    assert np.allclose(latents["sigma"][2], sigma[0], atol=1e-3)
+    assert np.allclose(latents["mu"][2, 0], mu[0], atol=1e-3)
+    assert np.allclose(latents["sigma"][2, 0], sigma[0], atol=1e-3)
     assert latents["mu"].dtype == np.float16
     stamp = (tmp_path / "latents" / "mu.npy").stat().st_mtime_ns
-    cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents")
+    cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents", Team())
     assert (tmp_path / "latents" / "mu.npy").stat().st_mtime_ns == stamp
 
 
 def test_another_autoencoder_or_cohort_is_encoded_anew(tiny_cohort, autoencoder, tmp_path):
     rows = tiny_cohort.rows("val")
     folder = tmp_path / "latents"
-    cached_latents(autoencoder, tiny_cohort, rows, folder)
+    cached_latents(autoencoder, tiny_cohort, rows, folder, Team())
     stamp = (folder / "mu.npy").stat().st_mtime_ns
     autoencoder.hash = "two"
-    cached_latents(autoencoder, tiny_cohort, rows, folder)
+    cached_latents(autoencoder, tiny_cohort, rows, folder, Team())
     second = (folder / "mu.npy").stat().st_mtime_ns
     assert second != stamp
-    assert len(cached_latents(autoencoder, tiny_cohort, rows.head(3), folder)["mu"]) == 3
+    assert len(cached_latents(autoencoder, tiny_cohort, rows.head(3), folder, Team())["mu"]) == 3
 
 
-def test_an_interrupted_cache_is_not_taken_for_a_whole_one(
+def test_an_interrupted_cache_is_completed_and_nothing_encoded_twice(
     tiny_cohort, autoencoder, tmp_path, monkeypatch
 ):
     rows = tiny_cohort.rows("val")
     folder = tmp_path / "latents"
+    whole = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "whole", Team())
     encode, calls = autoencoder.encode, []
 
-    def stop(images):
+    def stop_at_the_third(images):
         calls.append(len(images))
-        raise KeyboardInterrupt
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(images)
 
-    monkeypatch.setattr(autoencoder, "encode", stop)
+    monkeypatch.setattr(autoencoder, "encode", stop_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        cached_latents(autoencoder, tiny_cohort, rows, folder)
-    assert not folder.exists()
-    monkeypatch.setattr(autoencoder, "encode", encode)
-    assert cached_latents(autoencoder, tiny_cohort, rows, folder)["sigma"].all()
+        cached_latents(autoencoder, tiny_cohort, rows, folder, Team())
+    latents = cached_latents(autoencoder, tiny_cohort, rows, folder, Team())
+    assert len(calls) == 3 + len(rows) - 2
+    for name in ("mu", "sigma"):
+        assert np.array_equal(latents[name], whole[name])
+
+
+def test_ranks_share_the_work(tiny_cohort, autoencoder, tmp_path, monkeypatch):
+    """Two processes, here one after the other: each encodes its half, and together all of it."""
+    rows = tiny_cohort.rows("train")
+    whole = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "whole", Team())
+    encode, calls = autoencoder.encode, []
+    monkeypatch.setattr(autoencoder, "encode", lambda x: (calls.append(1), encode(x))[1])
+    folder = tmp_path / "shared"
+
+    class Elsewhere(Exception):
+        pass
+
+    def first_waits():
+        if len(calls):
+            raise Elsewhere  # the first process would wait here for the second
+
+    with pytest.raises(Elsewhere):
+        cached_latents(autoencoder, tiny_cohort, rows, folder, Team(0, 2, first_waits))
+    assert len(calls) == len(rows) // 2
+    done = np.load(folder / "done.npy")
+    assert done.sum() == len(rows) // 2
+    latents = cached_latents(autoencoder, tiny_cohort, rows, folder, Team())
+    assert len(calls) == len(rows)
+    assert np.array_equal(latents["mu"], whole["mu"])
+
+
+def test_a_cache_of_another_autoencoder_is_told_and_made_anew(
+    tiny_cohort, autoencoder, tmp_path, capsys, monkeypatch
+):
+    rows = tiny_cohort.rows("val")
+    cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents", Team())
+    monkeypatch.setattr(autoencoder, "hash", "retrained")
+    capsys.readouterr()
+    cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "latents", Team())
+    told = capsys.readouterr().out.strip().splitlines()
+    assert told == [f"{tmp_path / 'latents'}: made for another autoencoder; made anew"]
+
+
+def test_a_damaged_cache_is_not_used(tiny_cohort, autoencoder, tmp_path, capsys):
+    rows = tiny_cohort.rows("val")
+    folder = tmp_path / "latents"
+    whole = np.array(cached_latents(autoencoder, tiny_cohort, rows, folder, Team())["mu"])
+    (folder / "mu.npy").write_bytes((folder / "mu.npy").read_bytes()[:-100])
+    again = cached_latents(autoencoder, tiny_cohort, rows, folder, Team())["mu"]
+    assert "damaged" in capsys.readouterr().out
+    assert np.array_equal(again, whole)
+
+
+def test_further_encodings_are_flipped_and_shifted(tiny_cohort, autoencoder, tmp_path):
+    rows = tiny_cohort.rows("val")
+    folder = tmp_path / "latents"
+    several = cached_latents(
+        autoencoder, tiny_cohort, rows, folder, Team(), encodings=3, shift=2
+    )["mu"]
+    plain = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "plain", Team())["mu"]
+    assert np.array_equal(several[:, 0], plain[:, 0])
+    assert not np.array_equal(several[:, 1], several[:, 0])
+    image = flip_and_shift(tiny_cohort.read(rows["participant_id"][1]), 2, 1, 2)
+    mu, _ = autoencoder.encode(image[None, None])
+    assert np.allclose(several[1, 2], mu[0], atol=1e-3)
+    item = {name: torch.from_numpy(np.array(several)).float() for name in ("mu", "sigma")}
+    chosen, _ = pick_encoding(item, draws(0, 5, torch.arange(len(rows))))
+    for row, one in enumerate(chosen):
+        assert any(torch.equal(one, encoding) for encoding in item["mu"][row])
 
 
 def test_a_cohort_on_another_grid_is_refused(tiny_cohort, autoencoder, tmp_path):
     other = GridConfig(**VoxelGrid((16, 16, 16), np.diag([8.0, 8, 8, 1])).to_dict())
     model = Autoencoder(SavedAutoencoder(grid=other, network=autoencoder.config.network))
     with pytest.raises(InputError, match="the autoencoder works on 16×16×16"):
-        cached_latents(model, tiny_cohort, tiny_cohort.rows("val"), tmp_path / "latents")
+        check_grid(model, tiny_cohort)
 
 
 def test_the_scale_makes_drawn_latents_unit_variance():
@@ -202,16 +271,15 @@ def test_dropout_makes_whole_rows_and_single_covariates_missing():
 
 
 def test_the_moving_average_follows_its_formula():
-    update = moving_average(0.9)
     average, value = torch.zeros(1), 0.0
-    for n in range(1, 30):
-        update([average], [torch.full((1,), float(n))], torch.tensor(n))
+    for n in range(30):
+        moving_average([average], [torch.full((1,), float(n))], 0.9, n)
         decay = min(0.9, (1 + n) / (10 + n))
         value = decay * value + (1 - decay) * n
         assert float(average) == pytest.approx(value, rel=1e-5)
 
 
-def test_it_learns_what_the_covariate_says(quiet_trainer):
+def test_it_learns_what_the_covariate_says(quiet_trainer, loader):
     """Latents whose mean is the covariate: samples follow what is asked for, and only that."""
     module = training(prediction=Prediction.v, lr=2e-3, ema=0.98, condition_dropout=0.2)
     random = np.random.default_rng(0)
@@ -219,14 +287,14 @@ def test_it_learns_what_the_covariate_says(quiet_trainer):
     mean = conditions[:, 1, None, None, None, None] - 0.5
     mu = mean + 0.2 * random.standard_normal((256, *SHAPE))
     arrays = {
-        "mu": mu.astype(np.float16),
-        "sigma": np.full(mu.shape, 0.05, np.float16),
+        "mu": mu[:, None].astype(np.float16),
+        "sigma": np.full((256, 1, *SHAPE), 0.05, np.float16),
         "conditions": conditions,
     }
     L.seed_everything(0, verbose=False)
     trainer = quiet_trainer(200)
-    trainer.fit(module, DataLoader(Rows(arrays), batch_size=32, shuffle=True, drop_last=True))
-    model = module.model.eval()
+    trainer.fit(module, loader(arrays, 32, 200))
+    model = published(module)
     asked = torch.rand(64, 2, generator=torch.Generator().manual_seed(5))
     noise = torch.randn(64, *SHAPE, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
@@ -254,12 +322,30 @@ def test_an_epsilon_network_beats_a_guess():
     assert last < 0.6
 
 
-def test_the_saved_network_is_the_average(quiet_trainer):
+def published(module):
+    model = module.model.eval()
+    model.load_state_dict(module.published(module.state_dict()), strict=False)
+    return model
+
+
+def test_the_published_network_is_the_average(quiet_trainer, loader):
     module = training(lr=1e-2, ema=0.9)
-    trainer = quiet_trainer(3)
+    followed = [p.detach().clone() for p in module.model.network.parameters()]
+    seen = []
+
+    class Follow(L.Callback):
+        def on_train_batch_end(self, trainer, module, *_):
+            moving_average(followed, list(module.model.network.parameters()), 0.9, len(seen))
+            seen.append(trainer.global_step)
+
     arrays = {name: value.numpy() for name, value in batch().items() if name != "index"}
-    trainer.fit(module, DataLoader(Rows(arrays), batch_size=3))
-    average = module.average.module.state_dict()
-    for name, value in module.model.network.state_dict().items():
-        assert torch.equal(value, average[name])
-    assert int(module.average.n_averaged) == 3
+    quiet_trainer(3, callbacks=[Follow()]).fit(module, loader(arrays, 3, 3))
+    assert seen == [1, 2, 3]
+    trained = [p.detach().clone() for p in module.model.network.parameters()]
+    moved = 0
+    for value, average, last in zip(
+        published(module).network.parameters(), followed, trained, strict=True
+    ):
+        assert torch.equal(value, average)
+        moved += not torch.equal(value, last)
+    assert moved > len(trained) / 2

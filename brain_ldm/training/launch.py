@@ -1,0 +1,38 @@
+"""The processes of a run: how further ranks are started, and what a job leaves behind."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_original_cwd
+from lightning.pytorch.strategies.launchers import subprocess_script
+
+
+@contextmanager
+def own_processes(out: str) -> Iterator[None]:
+    """Let Lightning start further ranks with this job's options alone, and clean up after them.
+
+    Lightning starts them with the parent's command line, which under `-m` is the whole sweep and
+    under submitit another program; and it leaves rank and address in the environment, where the
+    next job of a sweep would find them.
+
+    Args:
+        out: this job's model folder.
+    """
+    before = dict(os.environ)
+    original = subprocess_script._hydra_subprocess_cmd
+    if HydraConfig.initialized():
+        given = [o for o in HydraConfig.get().overrides.task if not o.startswith("out=")]
+        command = [sys.executable, "-m", "brain_ldm.train", *given, f"out={out}"]
+        subprocess_script._hydra_subprocess_cmd = lambda rank: (command, get_original_cwd())
+    try:
+        yield
+    finally:
+        subprocess_script._hydra_subprocess_cmd = original
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)

@@ -1,0 +1,80 @@
+"""What the modules of all tasks share: logging over ranks, and which weights are published."""
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from brain_ldm.models import Model
+from brain_ldm.training.config import Task
+
+
+class TaskModule(L.LightningModule):
+    """A model in training.
+
+    Args:
+        model: what becomes the model folder.
+        task: its options.
+        seed: of every random draw, together with the step and the row.
+        max_steps: of the training, for the learning-rate schedules.
+    """
+
+    frozen: tuple[str, ...] = ()  # parts that checkpoints leave out: they are opened from elsewhere
+
+    def __init__(self, model: Model, task: Task, seed: int, max_steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.seed = seed
+        self.max_steps = max_steps
+        self.noted: list[dict[str, Tensor]] = []
+        self.strict_loading = False  # since the frozen parts are left out
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that train."""
+        return [self.model.network]
+
+    def note(self, values: dict[str, Tensor]) -> None:
+        """Keep a batch's training metrics until the step that it belongs to."""
+        self.noted.append(values)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Log what was noted in the step's batches."""
+        if self.noted:
+            self.log_step(self.noted, shown=next(iter(self.noted[0])))
+            self.noted = []
+
+    def log_step(self, batches: list[dict[str, Tensor]], shown: str = "") -> None:
+        """Log training metrics as means over a step's batches and ranks.
+
+        Args:
+            batches: metrics of each batch by name.
+            shown: name of the one that the progress bar shows.
+        """
+        for name in batches[0]:
+            mean = torch.stack([batch[name].detach() for batch in batches]).mean()
+            self.log(f"train/{name}", mean, prog_bar=name == shown, sync_dist=True)
+
+    def log_validation(self, values: dict[str, Tensor], rows: int) -> None:
+        """Log a batch's mean metrics; they become means over all rows of all ranks."""
+        for name, value in values.items():
+            self.log(
+                f"val/{name}",
+                value,
+                prog_bar=name == self.task.best,
+                on_epoch=True,
+                sync_dist=True,
+                batch_size=rows,
+            )
+
+    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the model's weights, in 32 bits, from this module's whole state dict."""
+        wanted = {f"model.{name}": name for name in self.model.weights()}
+        return {wanted[n]: v.detach().cpu().float() for n, v in state.items() if n in wanted}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Leave the frozen parts out."""
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {
+            name: value for name, value in state.items() if not name.startswith(self.frozen)
+        }

@@ -1,0 +1,150 @@
+"""Lightning's trainer for a config: devices, strategy, precision, and what goes on beside."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from monai.networks.nets import AutoencoderKL
+from monai.networks.nets.diffusion_model_unet import (
+    DiffusionUNetResnetBlock,
+    SpatialTransformer,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
+
+from brain_ldm.errors import InputError
+from brain_ldm.networks.checkpointing import checkpoint_blocks
+from brain_ldm.precision import resolve
+from brain_ldm.training.callbacks import StepProgress
+from brain_ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
+from brain_ldm.training.config import DiffusionTask, TrainConfig
+from brain_ldm.training.config import Strategy as StrategyName
+from brain_ldm.training.data import rows_per_step
+from brain_ldm.training.loggers import StepAxis, Throughput
+from brain_ldm.training.module import TaskModule
+from brain_ldm.training.pictures import Pictures
+
+# Ranks wait for each other while caches are filled, which may be uneven.
+PATIENCE = timedelta(hours=6)
+
+
+def make_trainer(
+    config: TrainConfig, run: Path, loggers: Sequence[Logger], manual: bool
+) -> tuple[L.Trainer, Checkpoints]:
+    """Return Lightning's trainer and the callback that keeps checkpoints and the best weights.
+
+    Args:
+        config: options of `train`.
+        run: folder of the run.
+        loggers: where metrics go.
+        manual: whether the module steps its optimisers itself, as a GAN does. It then accumulates
+            gradients and clips them itself too.
+
+    Raises:
+        InputError: the devices that the config asks for are not there.
+    """
+    quieten()
+    options = config.trainer
+    checkpoints = Checkpoints(
+        run / "checkpoints", options.checkpoint_every, options.val_every, config.task.best
+    )
+    batches = 1 if manual else options.accumulate
+    try:
+        trainer = L.Trainer(
+            max_steps=options.max_steps,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            strategy=make_strategy(config, manual),
+            precision=resolve(options.precision, options.accelerator),
+            plugins=plugins(),
+            logger=list(loggers),
+            callbacks=[
+                StepProgress(),
+                StepAxis(),
+                Throughput(rows_per_step(config), options.log_every),
+                Pictures(config.pictures, run, config.seed),
+                checkpoints,
+            ],
+            accumulate_grad_batches=batches,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=options.log_every,
+            val_check_interval=options.val_every * batches,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,  # the order of rows knows about ranks
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"trainer: {reason}") from None
+    return trainer, checkpoints
+
+
+def plugins() -> list[Any]:
+    """Return how checkpoints are written, and on SLURM who requeues: not Lightning."""
+    found: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        found.append(SLURMEnvironment(auto_requeue=False))
+    return found
+
+
+def make_strategy(config: TrainConfig, manual: bool) -> Strategy | str:
+    """Return how the work is spread over devices."""
+    options = config.trainer
+    if options.strategy is StrategyName.fsdp:
+        if options.accelerator == "cpu" or not torch.cuda.is_available():
+            raise InputError("trainer.strategy=fsdp needs GPUs, and there is none: use trainer=ddp")
+        if not isinstance(config.task, DiffusionTask):
+            raise InputError("trainer.strategy=fsdp is for the diffusion model: use trainer=ddp")
+        return FSDPStrategy(
+            auto_wrap_policy=ModuleWrapPolicy({DiffusionUNetResnetBlock, SpatialTransformer}),
+            state_dict_type="full",  # one file, whatever the number of ranks
+            timeout=PATIENCE,
+        )
+    if options.strategy is StrategyName.auto and options.devices * options.nodes == 1:
+        return "auto"
+    # A GAN's backward passes each reach one side's parameters alone.
+    return DDPStrategy(
+        find_unused_parameters=manual, gradient_as_bucket_view=True, timeout=PATIENCE
+    )
+
+
+def prepare(module: TaskModule, config: TrainConfig) -> None:
+    """Save memory or time in the networks that train, as the config asks."""
+    for network in module.networks:
+        if config.trainer.activation_checkpointing:
+            checkpoint_blocks(network)
+        if config.trainer.compile:
+            called = (
+                [network.encoder, network.decoder]
+                if isinstance(network, AutoencoderKL)
+                else [network]
+            )
+            for part in called:
+                part.compile()
+
+
+def quieten() -> None:
+    """Silence what Lightning says about things that are as they should be."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # not which devices there are, and tips
+    for message in (
+        ".*treespec, LeafSpec.*",  # Lightning's own use of torch
+        ".*does not have many workers.*",  # on two cores workers do not pay
+        ".*in eval mode at the start of training.*",
+        ".*resuming from a checkpoint that ended before the epoch.*",  # our order of rows can
+        ".*smaller than the logging interval.*",
+        ".*Total length of `DataLoader` across ranks is zero.*",  # a cohort without validation
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
