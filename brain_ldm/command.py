@@ -7,17 +7,39 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from brain_ldm import sweep
 from brain_ldm.errors import InputError
 
 USER_ERROR = 2
+STOPPED = 75  # sysexits.h: a failure for now, the same command may be given again
+# Choices that are there once their package is.
+PLUGINS = (
+    "hydra/sweeper/optuna",
+    "hydra/launcher/submitit_local",
+    "hydra/launcher/submitit_slurm",
+)
+
+
+class Multirun(Callback):
+    """What Hydra calls in the process that starts a sweep; conf/command.yaml names it."""
+
+    folder: ClassVar[Path | None] = None  # of the sweep, once it has begun
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Prepare the sweep's folder."""
+        try:
+            Multirun.folder = sweep.begin(config)
+        except InputError as error:  # Hydra would make a warning of it, and go on
+            fail(config.hydra.job.name, str(error))
 
 
 def conf_folder() -> Path:
@@ -46,14 +68,21 @@ def command(
         schema: dataclass of its options; the function receives an instance.
         groups: for each config group, the dataclasses of its choices by name.
 
-    A user's mistake, in the config or in what it names, is one line and exit code 2.
+    A user's mistake, in the config or in what it names, is one line and exit code 2. In a sweep
+    (`-m`) the function's value, a float, goes to the sweeper, and a job that fails does not stop
+    the others; the exit code is 1 where a job failed by something else than a user's mistake.
     """
 
     def decorate(function: Callable[[Any], Any]) -> Callable[[], None]:
         def task(config: DictConfig) -> Any:
             # Caught here, since Hydra prints more than one line about an exception of a job.
             try:
+                if sweep.in_sweep():
+                    out = OmegaConf.select(config, "out")
+                    return sweep.attempt(name, out, lambda: function(typed(config)))
                 return function(typed(config))
+            except sweep.Interrupted as error:
+                fail(name, str(error), STOPPED)
             except InputError as error:
                 fail(name, str(error))
 
@@ -66,10 +95,22 @@ def command(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hand the exception over, do not print it
             register(name, schema, groups)
             run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
+            Multirun.folder, jobs = None, []
             try:
                 run(task)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(name, explain(error))
+            except Exception as error:
+                if type(error).__name__ != "UncompletedJobError":  # submitit's
+                    raise
+                what = " ".join(str(error).splitlines()[:2])
+                fail(name, f"{what}; its log lies beside it; other jobs may run still", 1)
+            finally:
+                if Multirun.folder is not None:
+                    jobs = sweep.finish(name, Multirun.folder)
+            states = {job.state for job in jobs} - {"finished"}
+            if states:
+                sys.exit(USER_ERROR if states == {"failed"} else 1)
 
         main.__doc__ = function.__doc__
         return main
@@ -77,10 +118,10 @@ def command(
     return decorate
 
 
-def fail(name: str, message: str) -> None:
-    """Print one line to stderr and leave with the exit code for a user's mistake."""
+def fail(name: str, message: str, code: int = USER_ERROR) -> None:
+    """Print one line to stderr and leave, by default with the exit code for a user's mistake."""
     print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(USER_ERROR)
+    sys.exit(code)
 
 
 def typed(config: DictConfig) -> Any:
@@ -129,6 +170,9 @@ def explain(error: BaseException) -> str:
             path = (cause.full_key or "").removesuffix(str(cause.key))
             return _no_such_option(path, str(cause.key), fields)
     for cause in chain:
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in PLUGINS:
+            group, _, choice = cause.missing_cfg_file.rpartition("/")
+            return f"{group}={choice}: not installed; pip install 'brain-ldm[sweeps]'"
         if isinstance(cause, OmegaConfBaseException):
             # Hydra's own text names the override, OmegaConf's the reason.
             reasons = [str(e).splitlines()[0] for e in (error, cause) if str(e)]
@@ -136,6 +180,8 @@ def explain(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # Hydra lists the group's choices, one a line, and then where it looked for them.
     choices = list(takewhile(lambda line: not line.startswith("Config search"), lines))
+    if "does not support sweep type" in choices[0]:
+        return "interval() is for Optuna: add hydra/sweeper=optuna, or list the values: a,b,c"
     return f"{choices[0]} {', '.join(choices[1:])}".strip()
 
 

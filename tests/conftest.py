@@ -66,6 +66,42 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Cohort:
     return open_cohort(root)
 
 
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_cohort: Cohort) -> dict[str, Path]:
+    """Folders of a segmenter and an autoencoder for `tiny_cohort`, with random weights."""
+    import torch
+
+    from brain_ldm.models import (
+        Autoencoder,
+        GridConfig,
+        SavedAutoencoder,
+        SavedSegmenter,
+        Segmenter,
+        save_model,
+    )
+    from brain_ldm.networks.config import AutoencoderConfig, SegmenterConfig
+    from brain_ldm.training.synthesis import CLASSES
+
+    torch.manual_seed(0)
+    grid = GridConfig(**tiny_cohort.grid.to_dict())
+    models = {
+        "segmenter": Segmenter(
+            SavedSegmenter(
+                grid=grid, network=SegmenterConfig([4, 4, 8, 8, 8, 4]), classes=list(CLASSES)
+            )
+        ),
+        "autoencoder": Autoencoder(
+            SavedAutoencoder(
+                grid=grid, network=AutoencoderConfig([4, 8], res_blocks=1, norm_groups=4)
+            )
+        ),
+    }
+    root = tmp_path_factory.mktemp("models")
+    for name, model in models.items():
+        save_model(model, root / name, f"# {name}\n")
+    return {name: root / name for name in models}
+
+
 @pytest.fixture
 def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable:
     """Run `python -m brain_ldm.<name> …` in this process; give its exit code, stdout, stderr."""

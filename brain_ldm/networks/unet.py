@@ -13,7 +13,8 @@ class ConditionalUNet(nn.Module):
     """Predict epsilon, v or x0 from a noisy latent, its timestep and the covariates.
 
     The covariate vector enters twice (Pinaya et al. 2022): broadcast over the volume as further
-    input channels, and raw as the one token of the cross-attention. No embedding network.
+    input channels, and raw as the one token of the cross-attention. No embedding network. Without
+    covariates neither is there, and attention is to the volume itself alone.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class ConditionalUNet(nn.Module):
             norm_eps=1e-6,
             resblock_updown=True,
             transformer_num_layers=1,
-            with_conditioning=True,
-            cross_attention_dim=covariates,
+            with_conditioning=covariates > 0,
+            cross_attention_dim=covariates or None,
         )
 
     def forward(self, latent: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class ConditionalUNet(nn.Module):
         output = self.unet(
             torch.cat([x, broadcast.to(x.dtype)], dim=1),
             timesteps=timesteps,
-            context=conditions[:, None].to(x.dtype),
+            context=conditions[:, None].to(x.dtype) if conditions.shape[1] else None,
         )
         return from_patches(output, self.patch)
 

@@ -15,7 +15,7 @@ from brain_ldm.errors import InputError
 from brain_ldm.training import randomness
 from brain_ldm.training.config import AugmentationConfig
 
-ENCODING = 0xE2C0DE  # keeps the draws of encodings apart from those of training steps
+ENCODING = "encoding"  # keeps the draws of encodings apart from those of training steps
 
 
 def check_augmentation(config: AugmentationConfig) -> None:
@@ -109,13 +109,13 @@ def flip_and_shift(image: np.ndarray | Tensor, encoding: int, sample: int, reach
         InputError: the reach is negative, or so wide that a shift could leave nothing.
     """
     image = _tensor(image)
+    if encoding == 0:
+        return image
     if not 0 <= reach < min(image.shape):
         raise InputError(
             f"task.encoding_shift is {reach}: give 0 to {min(image.shape) - 1} voxels for images "
             f"of {'×'.join(map(str, image.shape))}"
         )
-    if encoding == 0:
-        return image
     generator = randomness.generator(ENCODING, sample, encoding)
     if torch.rand(1, generator=generator) < 0.5:
         image = image.flip(0)

@@ -193,7 +193,7 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """Where metrics go besides `run/metrics.csv`: the base of the choices in conf/logger/."""
+    """Where metrics go besides `run/logs/metrics.csv`: the base of the choices in conf/logger/."""
 
 
 @dataclass
@@ -242,7 +242,7 @@ class TrainConfig:
     task: Task = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=CSVConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     seed: int = 0
     out: str = "models/${hydra:runtime.choices.experiment}"  # the model folder

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.errors import InputError
 from brain_ldm.models import WEIGHTS, Autoencoder, Diffusion, Model, save_model
-from brain_ldm.sweep import RESULT, write_result
+from brain_ldm.sweep import RESULT, Interrupted, write_result
 from brain_ldm.training import autoencoder, brain_age, diffusion, segmenter
 from brain_ldm.training.card import model_card
 from brain_ldm.training.checkpoints import Stopped, best_path, step_of
@@ -29,7 +30,7 @@ from brain_ldm.training.config import (
 )
 from brain_ldm.training.data import CohortData
 from brain_ldm.training.latent_health import latent_health, table, verdict
-from brain_ldm.training.launch import own_processes
+from brain_ldm.training.launch import end_ranks, own_processes
 from brain_ldm.training.loggers import (
     check_logger,
     close_loggers,
@@ -89,29 +90,43 @@ def train(config: TrainConfig) -> float | None:
         if first:
             save_origin(config, cohort, sources, run)
         loggers = make_loggers(config.logger, run, config.out, resolved(config))
-        trainer, checkpoints = make_trainer(
-            config, run, loggers, manual=not module.automatic_optimization
-        )
-        if checkpoint and first:
-            print(f"{out}: going on from step {step_of(checkpoint)}")
         failed = True
         try:
-            trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+            trainer, checkpoints = make_trainer(
+                config, run, loggers, manual=not module.automatic_optimization
+            )
+            if checkpoint and first:
+                print(f"{out}: going on from step {step_of(checkpoint)}")
+            fit(trainer, module, data, checkpoint, out)
+            value = None
+            if trainer.is_global_zero:
+                value = finish(module.model, config, cohort, data, checkpoints.best, loggers)
             failed = False
-        except Stopped as stop:
-            raise InputError(
-                f"{out}: stopped at step {stop.step}, which is saved; the same command with "
+        finally:
+            close_loggers(loggers, failed)
+    return value
+
+
+def fit(
+    trainer: L.Trainer,
+    module: L.LightningModule,
+    data: CohortData,
+    checkpoint: Path | None,
+    out: Path,
+) -> None:
+    """Train to the last step; end the other ranks too if that fails."""
+    try:
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+    except BaseException as error:
+        end_ranks(trainer)
+        if isinstance(error, Stopped):
+            if not trainer.is_global_zero:
+                sys.exit(0)  # the first rank tells
+            raise Interrupted(
+                f"{out}: stopped at step {error.step}, which is saved; the same command with "
                 "resume=auto goes on from there"
             ) from None
-        finally:
-            if failed:
-                end_ranks(trainer)
-                close_loggers(loggers, failed=True)
-    if trainer.is_global_zero:
-        value = finish(module.model, config, cohort, data, checkpoints.best, loggers)
-        close_loggers(loggers)
-        return value
-    return None
+        raise
 
 
 @contextmanager
@@ -128,12 +143,6 @@ def claimed(out: Path) -> Iterator[None]:
         if not existed and not (out / "run" / "checkpoints").exists():
             shutil.rmtree(out, ignore_errors=True)
         raise
-
-
-def end_ranks(trainer: L.Trainer) -> None:
-    """End the ranks that this process started: without it they would wait for ever."""
-    for process in getattr(trainer.strategy.launcher, "procs", []):
-        process.kill()
 
 
 def finish(

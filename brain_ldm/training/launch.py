@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import lightning as L
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_original_cwd
@@ -36,3 +37,13 @@ def own_processes(out: str) -> Iterator[None]:
             torch.distributed.destroy_process_group()
         os.environ.clear()
         os.environ.update(before)
+
+
+def end_ranks(trainer: L.Trainer) -> None:
+    """End the ranks that this process started: without it they would wait for it for ever."""
+    ranks = getattr(trainer.strategy.launcher, "procs", [])
+    # Lightning watches this very list, and ends this process too when one of it dies.
+    ended, ranks[:] = list(ranks), []
+    for process in ended:
+        process.kill()
+        process.wait()
