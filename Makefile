@@ -68,7 +68,7 @@ models/ae_demo/$(MODEL): cohorts/phantom/$(COHORT) models/segmenter_demo/$(MODEL
 models/ldm_demo/$(MODEL): cohorts/phantom/$(COHORT) models/ae_demo/$(MODEL)
 
 models/%_demo/$(MODEL): | $(INSTALLED)
-	$(call stage,Training $*_demo,brain_ldm.train experiment=$*_demo)
+	$(call stage,Training $*_demo,brain_ldm.train experiment=$*_demo resume=auto)
 
 cohorts/demo_synthetic/$(COHORT): models/ldm_demo/$(MODEL)
 	$(call stage,Synthetic brains for the held-out participants,brain_ldm.sample model=models/ldm_demo \
@@ -89,5 +89,6 @@ reports/demo/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(
 clean:  ## Remove what the demo and the tools made (cohorts, models, reports, caches; .venv stays)
 	rm -rf cohorts/phantom cohorts/phantom_measure cohorts/demo_synthetic $(SWEEP_COHORTS)
 	rm -rf models/segmenter_demo models/brain_age_demo models/ae_demo models/ldm_demo reports/demo
+	rm -rf caches/cohorts_phantom caches/cohorts_phantom_measure
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist
 	find brain_ldm tests -name __pycache__ -prune -exec rm -rf {} +

@@ -16,17 +16,19 @@ from brain_ldm.training.config import (
     WandbConfig,
 )
 
-TASKS = {
-    "autoencoder": AutoencoderTask,
-    "diffusion": DiffusionTask,
-    "segmenter": SegmenterTask,
-    "brain_age": BrainAgeTask,
+GROUPS = {
+    "task": {
+        "autoencoder": AutoencoderTask,
+        "diffusion": DiffusionTask,
+        "segmenter": SegmenterTask,
+        "brain_age": BrainAgeTask,
+    },
+    "trainer": {"trainer": TrainerConfig},
+    "logger": {"csv": CSVConfig, "tensorboard": TensorBoardConfig, "wandb": WandbConfig},
 }
-LOGGERS = {"csv": CSVConfig, "tensorboard": TensorBoardConfig, "wandb": WandbConfig}
-TRAINERS = {"trainer": TrainerConfig}
 
 
-@command("train", TrainConfig, task=TASKS, logger=LOGGERS, trainer=TRAINERS)
+@command("train", TrainConfig, **GROUPS)
 def main(config: TrainConfig) -> float | None:
     """Train the model of an experiment on its cohort."""
     from brain_ldm.training.fit import train

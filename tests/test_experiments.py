@@ -27,7 +27,7 @@ from brain_ldm.models import (
     Segmenter,
 )
 from brain_ldm.networks.discriminator import build_discriminator
-from brain_ldm.train import TASKS
+from brain_ldm.train import GROUPS
 from brain_ldm.training.config import (
     AutoencoderTask,
     BrainAgeTask,
@@ -41,7 +41,7 @@ EXPERIMENTS = sorted(path.stem for path in (conf_folder() / "experiment").glob("
 
 
 def composed(*overrides):
-    register("train", TrainConfig, {"task": TASKS})
+    register("train", TrainConfig, GROUPS)
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("train", list(overrides), return_hydra_config=True)
         HydraConfig.instance().set_config(config)
@@ -77,10 +77,14 @@ def build(task, grid):
     return Diffusion(saved, build(autoencoder, grid))
 
 
+RESOLUTIONS = {"demo": 4, "24gb": 2}  # mm, by part of the experiment's name
+
+
 @functools.cache  # the paper's U-Net takes seconds even without storage
 def built(name):
     config = typed(composed(f"experiment={name}"))
-    grid = GridConfig(**paper_grid(4 if "demo" in name else 1).to_dict())
+    resolution = next((mm for part, mm in RESOLUTIONS.items() if part in name), 1)
+    grid = GridConfig(**paper_grid(resolution).to_dict())
     return config, build(config.task, grid)
 
 
@@ -96,16 +100,24 @@ def test_the_papers_networks_have_the_published_size(name, millions):
     _, model = built(name)
     count = sum(weight.numel() for weight in model.network.parameters())
     assert round(count / 1e6, 2) == millions
-    if name == "ldm_cond":
-        assert model.autoencoder.latent_shape == (3, 20, 28, 20)
+
+
+@pytest.mark.parametrize("name", ["ldm_cond", "ldm_24gb", "ldm_demo"])
+def test_latents_have_the_papers_size_at_every_resolution(name):
+    assert built(name)[1].autoencoder.latent_shape == (3, 20, 28, 20)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_no_leaf_repeats_its_default(name):
     path = conf_folder() / "experiment" / f"{name}.yaml"
     said = yaml.safe_load(path.read_text())
-    task = next(d["override /task"] for d in said.pop("defaults") if "override /task" in d)
-    default = composed(f"task={task}")
+    base = []  # what it builds on: choices of groups, or another experiment
+    for choice in said.pop("defaults"):
+        if isinstance(choice, dict):
+            base += [f"{key.removeprefix('override /')}={v}" for key, v in choice.items()]
+        elif choice != "_self_":
+            base.append(f"experiment={choice}")
+    default = composed(*base)
     repeated = [
         key for key, value in leaves(said) if OmegaConf.select(default, key, default=None) == value
     ]
@@ -145,9 +157,14 @@ def test_every_option_is_read_somewhere():
 
 
 def test_every_group_file_is_used():
-    chosen = {
-        path.stem: yaml.safe_load(path.read_text())["defaults"]
+    """Each task by an experiment; trainers and loggers are the user's to choose, and compose."""
+    chosen = [
+        yaml.safe_load(path.read_text())["defaults"]
         for path in (conf_folder() / "experiment").glob("*.yaml")
-    }
-    tasks = {d["override /task"] for defaults in chosen.values() for d in defaults}
+    ]
+    choices = [d for defaults in chosen for d in defaults if isinstance(d, dict)]
+    tasks = {d["override /task"] for d in choices if "override /task" in d}
     assert tasks == {path.stem for path in (conf_folder() / "task").glob("*.yaml")}
+    for group in ("trainer", "logger"):
+        for path in (conf_folder() / group).glob("*.yaml"):
+            typed(composed("experiment=ldm_demo", f"{group}={path.stem}"))

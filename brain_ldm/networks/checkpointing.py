@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from monai.networks.blocks import UpSample
+from monai.networks.blocks import SpatialAttentionBlock, UpSample
 from monai.networks.nets.autoencoderkl import AEKLDownsample, AEKLResBlock, Decoder, Encoder
 from monai.networks.nets.basic_unet import TwoConv
 from monai.networks.nets.diffusion_model_unet import (
@@ -138,6 +138,14 @@ class CheckpointedResnetBlock(DiffusionUNetResnetBlock):
         return x, self.conv1(h)
 
 
+class CheckpointedAttention(SpatialAttentionBlock):
+    """Self-attention over the volume, of networks without a context, as one part."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C, X, Y, Z)."""
+        return recompute(super().forward, x)
+
+
 class CheckpointedTransformerBlock(DiffusionUNetTransformerBlock):
     """Self-attention, cross-attention and feed-forward, a part each."""
 
@@ -159,6 +167,7 @@ CHECKPOINTED: dict[type[nn.Module], type[nn.Module]] = {
         CheckpointedDiscriminator,
         CheckpointedTwoConv,
         CheckpointedResnetBlock,
+        CheckpointedAttention,
         CheckpointedTransformerBlock,
     )
 }

@@ -22,6 +22,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from brain_ldm.errors import InputError
 from brain_ldm.networks.checkpointing import checkpoint_blocks
+from brain_ldm.networks.cpu_bf16 import make_safe
 from brain_ldm.precision import resolve
 from brain_ldm.training.callbacks import StepProgress
 from brain_ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
@@ -122,6 +123,7 @@ def make_strategy(config: TrainConfig, manual: bool) -> Strategy | str:
 def prepare(module: TaskModule, config: TrainConfig) -> None:
     """Save memory or time in the networks that train, as the config asks."""
     for network in module.networks:
+        make_safe(network)
         if config.trainer.activation_checkpointing:
             checkpoint_blocks(network)
         if config.trainer.compile:

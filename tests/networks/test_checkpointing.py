@@ -42,9 +42,9 @@ class Discriminate(nn.Module):
         return torch.cat([y.flatten() for y in self.network(x)])
 
 
-def unet():
+def unet(covariates):
     config = UNetConfig([8, 16, 16], 1, [False, True, True], [0, 8, 16], norm_groups=4)
-    return ConditionalUNet(config, (3, 12, 12, 12), 2, missing=-1.0)
+    return ConditionalUNet(config, (3, 12, 12, 12), covariates, missing=-1.0)
 
 
 # Sizes at which no convolution works on a grid of 2 along its first axis: there oneDNN 3.12 gives
@@ -56,10 +56,13 @@ NETWORKS = {
         lambda: build_segmenter(SegmenterConfig([4, 4, 8, 8, 8, 4]), 3),
         lambda: (torch.rand(2, 1, 32, 32, 32),),
     ),
-    "unet": (
-        unet,
-        lambda: (torch.randn(2, 3, 12, 12, 12), torch.tensor([3, 900]), torch.rand(2, 2)),
-    ),
+    **{
+        f"unet, {n} covariates": (
+            lambda n=n: unet(n),
+            lambda n=n: (torch.randn(2, 3, 12, 12, 12), torch.tensor([3, 900]), torch.rand(2, n)),
+        )
+        for n in (2, 0)
+    },
 }
 
 

@@ -168,9 +168,9 @@ def test_a_damaged_cache_is_not_used(tiny_cohort, autoencoder, tmp_path, capsys)
 def test_further_encodings_are_flipped_and_shifted(tiny_cohort, autoencoder, tmp_path):
     rows = tiny_cohort.rows("val")
     folder = tmp_path / "latents"
-    several = cached_latents(
-        autoencoder, tiny_cohort, rows, folder, Team(), encodings=3, shift=2
-    )["mu"]
+    several = cached_latents(autoencoder, tiny_cohort, rows, folder, Team(), encodings=3, shift=2)[
+        "mu"
+    ]
     plain = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "plain", Team())["mu"]
     assert np.array_equal(several[:, 0], plain[:, 0])
     assert not np.array_equal(several[:, 1], several[:, 0])
