@@ -4,12 +4,13 @@ from enum import Enum
 
 # Lightning's names; auto is bf16-mixed where the hardware multiplies bf16 natively (a recent GPU,
 # a CPU with AMX), otherwise 32-true.
-Precision = Enum(
-    "Precision", {name: name for name in ("auto", "32-true", "bf16-mixed", "bf16-true")}
-)
+NAMES = ("auto", "32-true", "bf16-mixed")
+Precision = Enum("Precision", {name: name for name in NAMES})
+# bf16-true also keeps weights and optimiser in bf16: half the memory, and small updates are lost.
+TrainingPrecision = Enum("TrainingPrecision", {name: name for name in (*NAMES, "bf16-true")})
 
 
-def resolve(precision: Precision, accelerator: str) -> str:
+def resolve(precision: Precision | TrainingPrecision, accelerator: str) -> str:
     """Return Lightning's name of the precision to use on `accelerator` (auto, cpu, gpu, cuda)."""
     import torch
 

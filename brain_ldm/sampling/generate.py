@@ -5,6 +5,7 @@ from torch import Tensor
 
 import brain_ldm
 from brain_ldm.cohorts.cohort import CohortWriter
+from brain_ldm.cohorts.covariates import COVARIATES
 from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError
@@ -38,6 +39,8 @@ def sample_cohort(config: SampleConfig) -> None:
         raise InputError(f"sampler.eta is {config.sampler.eta}; give 0 to 1")
     rows = requested_rows(config, model.encoder)
     extra = {name: text for name, text in EXTRA_COLUMNS.items() if name in rows}
+    others = [name for name in model.encoder.names if name not in COVARIATES]
+    extra |= {name: {"Description": "Covariate that was asked for"} for name in others}
     writer = CohortWriter(
         config.out,
         "Synthetic brains",

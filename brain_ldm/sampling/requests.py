@@ -25,7 +25,7 @@ def requested_rows(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFr
             "e.g. 'ranges={age: [60, 70], sex: F}'"
         )
     if config.table is not None:
-        rows = _from_table(config)
+        rows = _from_table(config, encoder)
     elif config.n is None or config.n < 1:
         raise InputError("say which brains: table=… or n=… (at least 1)")
     elif config.sweep is not None:
@@ -52,7 +52,7 @@ def _asked(config: SampleConfig, encoder: CovariateEncoder) -> list[str]:
     return asked
 
 
-def _from_table(config: SampleConfig) -> pd.DataFrame:
+def _from_table(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
     if config.sweep is not None or config.ranges:
         raise InputError("give table=…, or n=… with ranges or a sweep, not both")
     path = Path(config.table)
@@ -72,8 +72,10 @@ def _from_table(config: SampleConfig) -> pd.DataFrame:
     table = table.reset_index(drop=True)
     try:
         found = {
-            name: table[name] if COVARIATES[name].levels else numbers(table, name)
-            for name in COVARIATES
+            name: table[name]
+            if name in COVARIATES and COVARIATES[name].levels
+            else numbers(table, name)
+            for name in dict.fromkeys([*COVARIATES, *encoder.names])
             if name in table
         }
     except InputError as error:
@@ -111,7 +113,7 @@ def _from_ranges(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFram
             columns[name] = np.where(share < 0.5, low, high)
         else:
             columns[name] = low + (high - low) * share
-    return pd.DataFrame(columns)
+    return pd.DataFrame(columns, index=range(config.n))
 
 
 def _sweep(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:

@@ -127,7 +127,7 @@ class AutoencoderTraining(TaskModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Step the generator; once the warm-up is over, step the discriminator too."""
-        images = batch["image"].float().unsqueeze(1).chunk(self.parts)
+        images = self.fed(batch["image"]).chunk(self.parts)
         generators = [
             draws(self.seed, self.global_step, rows) for rows in batch["index"].chunk(self.parts)
         ]
@@ -195,7 +195,7 @@ class AutoencoderTraining(TaskModule):
     ) -> dict[str, Tensor]:
         """Return the unweighted terms of the generator's loss by name."""
         terms = {
-            "l1": F.l1_loss(reconstructions.float(), images),
+            "l1": F.l1_loss(reconstructions.float(), images.float()),
             "perceptual": self.perceptual(reconstructions, images, generators).float().mean(),
             "kl": kl_divergence(mu.float(), sigma.float()),
         }
@@ -244,8 +244,8 @@ class AutoencoderTraining(TaskModule):
         `reconstruction` is the weighted sum of L1 and perceptual distance: the generator's loss
         without the terms that do not speak of likeness.
         """
+        output = self.model.reconstruct(self.fed(batch["image"])).float()
         images = batch["image"].float().unsqueeze(1)
-        output = self.model.reconstruct(images).float()
         generators = draws(self.seed, VALIDATION, batch["index"])
         mse = (output - images).square().flatten(1).mean(dim=1)
         values = {

@@ -54,7 +54,7 @@ class BrainAgeTraining(TaskModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the mean absolute error in standard deviations of age."""
         network = self.model.network
-        images = batch["image"].float().unsqueeze(1)
+        images = self.fed(batch["image"])
         generators = draws(self.seed, self.global_step, batch["index"])
         images = self.shift(images, generators) + self.task.noise * normal(generators, images)
         target = (batch["age"] - network.mean) / network.sd
@@ -74,5 +74,5 @@ class BrainAgeTraining(TaskModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
         """Log the mean absolute error in years."""
-        predicted = self.model.predict(batch["image"].float().unsqueeze(1))
+        predicted = self.model.predict(self.fed(batch["image"]))
         self.log_validation({"mae": F.l1_loss(predicted, batch["age"])}, len(predicted))

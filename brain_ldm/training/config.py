@@ -18,7 +18,7 @@ from brain_ldm.networks.config import (
     SegmenterConfig,
     UNetConfig,
 )
-from brain_ldm.precision import Precision
+from brain_ldm.precision import TrainingPrecision
 
 
 class Schedule(Enum):
@@ -180,7 +180,7 @@ class TrainerConfig:
     devices: int = 1  # on each node
     nodes: int = 1
     strategy: Strategy = Strategy.auto
-    precision: Precision = Precision.auto
+    precision: TrainingPrecision = TrainingPrecision.auto
     accumulate: int = 1  # batches of each device that make one step
     compile: bool = False  # torch.compile the networks
     activation_checkpointing: bool = (

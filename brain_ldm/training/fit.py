@@ -39,7 +39,7 @@ from brain_ldm.training.loggers import (
     upload_model,
 )
 from brain_ldm.training.resume import check_origin, find_checkpoint, resolved, save_origin
-from brain_ldm.training.trainer import make_trainer, prepare
+from brain_ldm.training.trainer import check_trainer, make_trainer, prepare
 
 BUILDERS = {
     AutoencoderTask: autoencoder.build,
@@ -72,6 +72,7 @@ def train(config: TrainConfig) -> float | None:
     if checkpoint and (out / WEIGHTS).exists() and step_of(checkpoint) >= config.trainer.max_steps:
         print(f"{out}: trained already")
         return json.loads((out / RESULT).read_text())["value"]
+    check_trainer(config)
     check_logger(config.logger)
     need = NEEDED_COLUMNS[type(config.task)]
     if isinstance(config.task, DiffusionTask):
@@ -132,7 +133,7 @@ def fit(
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Make `<out>/run`; take it away again if a mistake is found before there is a checkpoint."""
-    existed = out.exists()
+    made = next((p for p in [*reversed(out.parents), out] if not p.exists()), None)
     try:
         (out / "run").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -140,8 +141,8 @@ def claimed(out: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if not existed and not (out / "run" / "checkpoints").exists():
-            shutil.rmtree(out, ignore_errors=True)
+        if made is not None and not (out / "run" / "checkpoints").exists():
+            shutil.rmtree(made, ignore_errors=True)
         raise
 
 
@@ -200,6 +201,7 @@ def examined(model: Autoencoder, data: CohortData, loggers: list, step: int) -> 
     model.cpu()
     for logger in loggers:
         logger.log_metrics(health.to_dict(), step)
+        logger.save()
     report = "\n".join([table(health), "", *verdict(health)])
     print(report)
     return report

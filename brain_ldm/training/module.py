@@ -34,6 +34,10 @@ class TaskModule(L.LightningModule):
         """The networks that train."""
         return [self.model.network]
 
+    def fed(self, images: Tensor) -> Tensor:
+        """Return images (B, X, Y, Z) as the network takes them: (B, 1, X, Y, Z), in its format."""
+        return images.unsqueeze(1).to(next(self.model.network.parameters()).dtype)
+
     def note(self, values: dict[str, Tensor]) -> None:
         """Keep a batch's training metrics until the step that it belongs to."""
         self.noted.append(values)

@@ -91,7 +91,7 @@ class SegmenterTraining(TaskModule):
             for labels, generator in zip(batch["labels"], generators, strict=True)
         ]
         images, shares = (torch.stack(part) for part in zip(*pairs, strict=True))
-        loss = self.loss(self.model.network(images).float(), shares)
+        loss = self.loss(self.model.network(self.fed(images.squeeze(1))).float(), shares)
         self.note({"loss": loss})
         return loss
 
@@ -99,7 +99,7 @@ class SegmenterTraining(TaskModule):
         """Log the mean absolute error of each volume, and of both, in percent of the true one."""
         # In 32 bits, as it is used: sums over all voxels feel what bf16 rounds off.
         with torch.autocast(self.device.type, enabled=False):
-            measured = self.model.volumes(batch["image"].float().unsqueeze(1))
+            measured = self.model.volumes(self.fed(batch["image"]))
         errors = {
             f"{name}_error": (measured[name] / batch[name] - 1).abs().mean() * 100
             for name in VOLUMES

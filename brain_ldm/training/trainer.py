@@ -91,6 +91,25 @@ def make_trainer(
     return trainer, checkpoints
 
 
+def check_trainer(config: TrainConfig) -> None:
+    """Refuse numbers that mean nothing, and devices that are not there."""
+    options = config.trainer
+    names = ("max_steps", "devices", "nodes", "accumulate", "log_every", "val_every")
+    for name in (*names, "checkpoint_every"):
+        if getattr(options, name) < 1:
+            raise InputError(f"trainer.{name} is {getattr(options, name)}: give 1 or more")
+    if options.strategy is StrategyName.fsdp:
+        if options.accelerator == "cpu" or not torch.cuda.is_available():
+            raise InputError(
+                "trainer.strategy=fsdp needs GPUs, and there is none: use trainer=ddp "
+                "trainer.accelerator=cpu"
+            )
+        if not isinstance(config.task, DiffusionTask):
+            raise InputError("trainer.strategy=fsdp is for the diffusion model: use trainer=ddp")
+    if options.accelerator == "gpu" and not torch.accelerator.is_available():
+        raise InputError("trainer.accelerator=gpu: there is no GPU here; use trainer=cpu")
+
+
 def plugins() -> list[Any]:
     """Return how checkpoints are written, and on SLURM who requeues: not Lightning."""
     found: list[Any] = [AtomicCheckpointIO()]
@@ -103,10 +122,6 @@ def make_strategy(config: TrainConfig, manual: bool) -> Strategy | str:
     """Return how the work is spread over devices."""
     options = config.trainer
     if options.strategy is StrategyName.fsdp:
-        if options.accelerator == "cpu" or not torch.cuda.is_available():
-            raise InputError("trainer.strategy=fsdp needs GPUs, and there is none: use trainer=ddp")
-        if not isinstance(config.task, DiffusionTask):
-            raise InputError("trainer.strategy=fsdp is for the diffusion model: use trainer=ddp")
         return FSDPStrategy(
             auto_wrap_policy=ModuleWrapPolicy({DiffusionUNetResnetBlock, SpatialTransformer}),
             state_dict_type="full",  # one file, whatever the number of ranks

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -103,3 +104,42 @@ def test_phantoms_of_impossible_kinds(one_line, workplace):
     assert "n is 0" in one_line("phantom", "n=0")
     assert "nowhere" in one_line("phantom", "label_maps=nowhere", "n=1")
     assert not list(workplace.iterdir())
+
+
+def test_shapes_that_strides_do_not_divide(one_line, trainings, workplace):
+    line = one_line("train", *trainings["autoencoder"], "task.network.channels=[4,4,4,4,4,4,4]")
+    assert "shrinks each axis by 64" in line and "32×32×32" in line
+    line = one_line("train", *trainings["diffusion"], "task.network.patch=3")
+    assert "shrinks each axis by 3" in line and "16×16×16" in line
+    line = one_line("train", *trainings["diffusion"], "task.network.patch=0")
+    assert "task.network.patch is 0" in line
+    line = one_line("train", *trainings["diffusion"], "task.prediction=v")
+    assert "task.x0_weight" in line
+    assert not list(workplace.iterdir())
+
+
+def test_an_output_that_cannot_be_written(one_line, trainings, workplace):
+    Path("file").write_text("in the way")
+    line = one_line("train", *trainings["diffusion"], "out=file/model")
+    assert "file/model: cannot be written" in line
+    line = one_line("train", *trainings["diffusion"], "data.cache=file/cache")
+    assert "file/cache" in line and "data.cache" in line
+    assert not Path("models").exists()
+
+
+def test_a_cache_of_another_autoencoder_is_never_used_silently(
+    run_command, trainings, tiny_models, workplace
+):
+    shutil.copytree(tiny_models["autoencoder"], "ae")
+    options = [*trainings["diffusion"], "task.autoencoder=ae", "trainer.max_steps=1"]
+    code, _, err = run_command("train", *options, "out=one")
+    assert code == 0, err
+    code, out, _ = run_command("train", *options, "out=same")
+    assert code == 0 and "made anew" not in out
+    weights = load_file("ae/weights.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, "ae/weights.safetensors")
+    code, out, _ = run_command("train", *options, "out=two")
+    assert code == 0
+    told = [line for line in out.splitlines() if "made anew" in line]
+    assert len(told) == 2  # the training and the validation split
+    assert all("made for another autoencoder" in line for line in told)

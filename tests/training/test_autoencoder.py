@@ -16,6 +16,7 @@ from brain_ldm.networks.config import AutoencoderConfig, DiscriminatorConfig, Se
 from brain_ldm.networks.perceptual import SegmenterPerceptualLoss, hub_perceptual_loss
 from brain_ldm.training.autoencoder import AutoencoderTraining, build_perceptual, kl_divergence
 from brain_ldm.training.config import AutoencoderLossConfig, AutoencoderTask, PerceptualConfig
+from brain_ldm.training.randomness import draws, normal
 
 SHAPE = (16, 16, 16)
 GRID = GridConfig(**VoxelGrid(SHAPE, np.diag([4.0, 4, 4, 1])).to_dict())
@@ -245,3 +246,71 @@ def test_a_hub_network_that_cannot_be_had_is_told_in_one_line(tmp_path, monkeypa
     monkeypatch.setattr(torch.hub, "load", unreachable)
     with pytest.raises(InputError, match=r"task\.perceptual\.weights"):
         hub_perceptual_loss("radimagenet_resnet50", str(tmp_path), 0.25)
+
+
+def test_each_side_has_gradients_of_its_own_loss_alone_and_clips_them(fit):
+    """Seen at the moment each optimiser steps: what requires a gradient, and how long it is."""
+    module = training(adversarial_start=0)
+    module.task.gradient_clip = 1e-3
+    seen = []
+
+    class Watch(L.Callback):
+        def on_train_start(self, trainer, module):
+            for side, optimizer in zip(
+                ("generator", "discriminator"), trainer.optimizers, strict=True
+            ):
+                optimizer.register_step_pre_hook(
+                    lambda o, *_, side=side: self.note(side, o, module)
+                )
+
+        @staticmethod
+        def note(side, optimizer, module):
+            mine, other = module.model, module.discriminator
+            if side == "discriminator":
+                mine, other = other, mine
+            assert all(p.grad is None for p in other.parameters())
+            squares = [p.grad.square().sum() for g in optimizer.param_groups for p in g["params"]]
+            assert len(squares) == len(list(mine.parameters()))
+            seen.append((side, float(sum(squares)) ** 0.5))
+
+    _, recorded = fit(module, 3, [Watch()])
+    assert [side for side, _ in seen] == ["generator", "discriminator"] * 3
+    for _, norm in seen:
+        assert norm <= 1.001e-3
+    assert recorded[0]["gradient/generator"] > 1e-3
+    assert recorded[0]["gradient/discriminator"] > 1e-3
+
+
+def test_the_adaptive_weight_is_the_ratio_of_gradients_at_the_last_layer(fit):
+    module = training(adversarial_start=0, l1=1.0, perceptual=0.5, adversarial=0.1, adaptive=True)
+    twin = training(adversarial_start=0, l1=1.0, perceptual=0.5, adversarial=0.1)
+    order = []
+
+    class Order(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, _):
+            order.append(batch["index"])
+
+    _, recorded = fit(module, 1, [Order()])
+    rows = order[0]
+    batch = torch.from_numpy(images()).float()[rows].unsqueeze(1)
+    mu, sigma = twin.model.encode(batch)
+    output = twin.model.decode(mu + sigma * normal(draws(0, 0, rows), mu))
+    terms = twin.generator_terms(batch, output, mu, sigma, [], adversarial=True)
+    last = twin.model.network.decoder.blocks[-1].conv.weight
+    likeness = terms["l1"] + 0.5 * terms["perceptual"]
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (likeness, terms["adversarial"])
+    ]
+    expected = 0.1 * float(norms[0] / (norms[1] + 1e-6))
+    assert recorded[0]["weight/adversarial"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_the_discriminator_says_of_an_image_does_not_depend_on_the_batch():
+    """Nor, therefore, on how many ranks the batch is spread over."""
+    discriminator = training().discriminator.train()
+    batch = torch.rand(4, 1, *SHAPE)
+    with torch.no_grad():
+        together = discriminator(batch)[-1]
+        alone = torch.cat([discriminator(image[None])[-1] for image in batch])
+    assert torch.allclose(together, alone, atol=1e-5)
