@@ -3,7 +3,7 @@
 from enum import Enum
 
 # Lightning's names; auto is bf16-mixed where the hardware multiplies bf16 natively (a recent GPU,
-# a CPU with AMX), otherwise 32-true.
+# a CPU with AMX or AVX512-BF16), otherwise 32-true.
 NAMES = ("auto", "32-true", "bf16-mixed")
 Precision = Enum("Precision", {name: name for name in NAMES})
 # bf16-true also keeps weights and optimiser in bf16: half the memory, and small updates are lost.
@@ -19,5 +19,6 @@ def resolve(precision: Precision | TrainingPrecision, accelerator: str) -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        fast = torch.cpu.get_capabilities().get("amx_bf16", False)
+        able = torch.cpu.get_capabilities()
+        fast = able.get("amx_bf16", False) or able.get("avx512_bf16", False)
     return "bf16-mixed" if fast else "32-true"

@@ -1,8 +1,9 @@
 """A way round wrong gradients of bf16 convolutions on the CPU.
 
 oneDNN 3.12, which torch 2.13 uses, computes the weight gradient of a padded 3³ convolution wrongly
-in bf16 (off by its own size, infinite or NaN) where the first spatial axis has two voxels and there
-are about 32 channels or more: as in the deepest level of a U-Net on a 4 mm brain.
+in bf16 (off by its own size, infinite or NaN; seen on a CPU with AVX512-BF16) where the first
+spatial axis has two voxels and there are about 32 channels or more: as in the deepest level of a
+U-Net on a 4 mm brain.
 """
 
 import torch
