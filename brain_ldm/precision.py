@@ -6,7 +6,8 @@ from enum import Enum
 # a CPU with AMX or AVX512-BF16), otherwise 32-true.
 NAMES = ("auto", "32-true", "bf16-mixed")
 Precision = Enum("Precision", {name: name for name in NAMES})
-# bf16-true also keeps weights and optimiser in bf16: half the memory, and small updates are lost.
+# bf16-true also keeps weights and optimiser in bf16: half the memory; small
+# updates are lost, and what is read is rounded too.
 TrainingPrecision = Enum("TrainingPrecision", {name: name for name in (*NAMES, "bf16-true")})
 
 

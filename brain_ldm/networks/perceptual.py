@@ -5,6 +5,11 @@ sample's random choices depend alone; each is the mean over the samples of what 
 them one by one.
 """
 
+import fcntl
+import os
+import tempfile
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from monai.losses import PerceptualLoss
@@ -125,12 +130,16 @@ def hub_perceptual_loss(
         raise InputError(f"task.perceptual.slices is {slices}; give more than 0 and at most 1")
     medicalnet = network.startswith("medicalnet")
     try:
-        loss = PerceptualLoss(
-            spatial_dims=3 if medicalnet else 2,
-            network_type=network,
-            is_fake_3d=False,
-            cache_dir=folder,
-        )
+        # Ranks that start together would fetch into the same folder.
+        lock = Path(tempfile.gettempdir()) / f"brain_ldm_hub_{os.getuid()}.lock"
+        with lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            loss = PerceptualLoss(
+                spatial_dims=3 if medicalnet else 2,
+                network_type=network,
+                is_fake_3d=False,
+                cache_dir=folder,
+            )
     except ValueError as error:
         raise InputError(f"task.perceptual.network={network}: {error}") from None
     except ImportError as error:

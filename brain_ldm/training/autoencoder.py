@@ -161,7 +161,8 @@ class AutoencoderTraining(TaskModule):
         optimizer.zero_grad()
         schedule.step()
         self.log_step(logged, shown="l1")
-        self.log_dict({f"weight/{name}": value for name, value in weights.items()})
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict({f"weight/{name}": value for name, value in weights.items()})
         self.log("gradient/generator", norm)
         return reconstructions
 

@@ -20,6 +20,8 @@ class StepProgress(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Move the bar on."""
+        if self.bar.disable:
+            return  # to read a metric waits for the device
         shown = [f"{name} {value:.4g}" for name, value in trainer.progress_bar_metrics.items()]
         self.bar.update(
             self.task,

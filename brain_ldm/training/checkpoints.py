@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import zipfile
 from collections.abc import Callable
@@ -27,7 +28,10 @@ class Stopped(Exception):
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes to a temporary name, then renames; reads tensors and plain data alone."""
+    """Writes to a temporary name, then renames; reads tensors and plain data alone.
+
+    Under FSDP Lightning reads by itself.
+    """
 
     def save_checkpoint(self, checkpoint: dict, path: Any, storage_options: Any = None) -> None:
         """Write the checkpoint."""
@@ -37,7 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint without running code from it."""
-        return torch.load(path, map_location=map_location, weights_only=True)
+        # Mapped, so that the processes of a computer share one copy.
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -107,6 +112,14 @@ def is_whole(path: Path) -> bool:
         return False
 
 
+def take_over(checkpoint: Path, folder: Path) -> None:
+    """Copy the best weights that lie beside another run's checkpoint into `folder`."""
+    folder.mkdir(exist_ok=True)
+    if checkpoint.parent.resolve() != folder.resolve():
+        for path in checkpoint.parent.glob("best-*.safetensors"):
+            shutil.copy2(path, folder)
+
+
 class Checkpoints(L.Callback):
     """Saves what is needed to go on, and the weights of the best validation so far.
 
@@ -157,10 +170,6 @@ class Checkpoints(L.Callback):
         self.step = trainer.global_step
         # Lightning validates once more when it is told to stop.
         trainer.should_stop = self.step == trainer.max_steps
-        if trainer.world_size > 1:
-            self.asked_to_stop = trainer.strategy.reduce_boolean_decision(
-                self.asked_to_stop, all=False
-            )
         due = self.step % self.validation == 0 or trainer.should_stop
         if not (due and self.validates):
             self._save_if_due(trainer)
@@ -194,7 +203,10 @@ class Checkpoints(L.Callback):
     def _save_if_due(self, trainer: L.Trainer) -> None:
         step = trainer.global_step
         last = step == trainer.max_steps
-        if not (step % self.every == 0 or last or self.asked_to_stop):
+        stop = self.asked_to_stop
+        if trainer.world_size > 1:  # a signal does not reach all ranks within the same step
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if not (step % self.every == 0 or last or stop):
             return
         trainer.save_checkpoint(checkpoint_path(self.folder, step))
         if trainer.is_global_zero:
@@ -205,5 +217,5 @@ class Checkpoints(L.Callback):
                 if path not in needed:
                     path.unlink()
         self.before = self.best
-        if self.asked_to_stop and not last:
+        if stop and not last:
             raise Stopped(step)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from brain_ldm.errors import InputError
-from brain_ldm.training.config import TrainConfig
+from brain_ldm.training.config import Strategy, TrainConfig
 from brain_ldm.training.packed import Team
 from brain_ldm.training.randomness import generator
 
@@ -160,8 +160,11 @@ class CohortData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """This rank's share of the validation split, in order; empty where the cohort has none."""
         count, world = len(self.rows["val"]), self.trainer.world_size
-        # Fewer rows than ranks: each takes all of them, and the mean is the same.
-        share = range(self.trainer.global_rank, count, world) if count >= world else range(count)
+        # Otherwise each rank takes all rows, and the mean is the same: where there are fewer rows
+        # than ranks, and in shards, whose every forward pass is a matter of all ranks.
+        sharded = self.config.trainer.strategy is Strategy.fsdp
+        shared = count % world == 0 if sharded else count >= world
+        share = range(self.trainer.global_rank, count, world) if shared else range(count)
         size = self.config.data.batch_size
         batches = [
             [(VALIDATION, row) for row in share[i : i + size]] for i in range(0, len(share), size)

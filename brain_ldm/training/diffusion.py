@@ -60,10 +60,10 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
 
     def rows(split: str, team: Team) -> Rows:
         table = cohort.rows(split)
-        folder = cache_folder(
-            config.data.cache, cohort, f"latents_{slug(task.autoencoder)}_{split}"
-        )
         encodings = task.encodings if split == "train" else 1
+        kind = f"_{encodings}x{task.encoding_shift}" if encodings > 1 else ""
+        content = f"latents_{slug(task.autoencoder)}_{split}{kind}"
+        folder = cache_folder(config.data.cache, cohort, content)
         latents = cached_latents(
             autoencoder, cohort, table, folder, team, encodings, task.encoding_shift
         )
@@ -100,7 +100,6 @@ class DiffusionTraining(TaskModule):
 
     def setup(self, stage: str) -> None:
         """Fit scale and mean of the latents to the training split, unless a model gave them."""
-        self.average.float()  # in bf16 it would lose every small change
         data = self.trainer.datamodule
         if data is None or self.task.start_from is not None:
             return
@@ -111,6 +110,13 @@ class DiffusionTraining(TaskModule):
         if self.task.latent_scale is None:
             mean = self.model.latent_mean.float().numpy()
             self.model.config.latent_scale = latent_scale(latents["mu"], latents["sigma"], mean)
+
+    def to(self, *args: object, **options: object) -> "DiffusionTraining":
+        """Move or convert all but the average's format: in bf16 it would lose small changes."""
+        average = self._modules.pop("average")
+        super().to(*args, **options)
+        self.average = average.to(self.device)
+        return self
 
     def configure_optimizers(self) -> dict:
         """Return AdamW with its schedule."""
@@ -186,7 +192,7 @@ class DiffusionTraining(TaskModule):
             ** self.task.timestep_power
         )
         t = (total * share).long().clamp(max=total - 1)
-        alpha_bar = self.model.alphas_cumprod[t].to(x0.device)
+        alpha_bar = self.model.alphas_cumprod[t]
         conditions = batch["conditions"]
         if dropout:
             conditions = self.drop(conditions, generators)

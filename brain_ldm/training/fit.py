@@ -2,25 +2,25 @@
 
 import json
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.errors import InputError
-from brain_ldm.models import WEIGHTS, Autoencoder, Diffusion, Model, save_model
+from brain_ldm.models import Autoencoder, Diffusion, Model, open_model, save_model
 from brain_ldm.sweep import RESULT, Interrupted, write_result
 from brain_ldm.training import autoencoder, brain_age, diffusion, segmenter
 from brain_ldm.training.card import model_card
-from brain_ldm.training.checkpoints import Stopped, best_path, step_of
+from brain_ldm.training.checkpoints import Stopped, best_path, step_of, take_over
 from brain_ldm.training.config import (
     AutoencoderTask,
     BrainAgeTask,
@@ -35,6 +35,7 @@ from brain_ldm.training.loggers import (
     check_logger,
     close_loggers,
     code_version,
+    first_rank,
     make_loggers,
     upload_model,
 )
@@ -68,9 +69,11 @@ def train(config: TrainConfig) -> float | None:
     """
     out = Path(config.out)
     run = out / "run"
+    first = first_rank()
     checkpoint = find_checkpoint(config)
-    if checkpoint and (out / WEIGHTS).exists() and step_of(checkpoint) >= config.trainer.max_steps:
-        print(f"{out}: trained already")
+    if checkpoint and (out / RESULT).exists() and step_of(checkpoint) >= config.trainer.max_steps:
+        if first:
+            print(f"{out}: trained already")
         return json.loads((out / RESULT).read_text())["value"]
     check_trainer(config)
     check_logger(config.logger)
@@ -78,7 +81,7 @@ def train(config: TrainConfig) -> float | None:
     if isinstance(config.task, DiffusionTask):
         need = config.task.covariates
     cohort = open_cohort(config.data.cohort, need=need)
-    with claimed(out), own_processes(config.out):
+    with claimed(out), own_processes(config.out), interruptible(out):
         L.seed_everything(config.seed, verbose=False)
         module, data = BUILDERS[type(config.task)](config, cohort)
         sources = {}
@@ -87,17 +90,18 @@ def train(config: TrainConfig) -> float | None:
         if checkpoint:
             check_origin(config, cohort, sources, checkpoint.parents[1])
         prepare(module, config)
-        first = rank_zero_only.rank == 0
         if first:
             save_origin(config, cohort, sources, run)
+            (out / RESULT).unlink(missing_ok=True)
+            if checkpoint:
+                take_over(checkpoint, run / "checkpoints")
+                print(f"{out}: going on from step {step_of(checkpoint)}")
         loggers = make_loggers(config.logger, run, config.out, resolved(config))
         failed = True
         try:
             trainer, checkpoints = make_trainer(
                 config, run, loggers, manual=not module.automatic_optimization
             )
-            if checkpoint and first:
-                print(f"{out}: going on from step {step_of(checkpoint)}")
             fit(trainer, module, data, checkpoint, out)
             value = None
             if trainer.is_global_zero:
@@ -133,17 +137,36 @@ def fit(
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
     """Make `<out>/run`; take it away again if a mistake is found before there is a checkpoint."""
-    made = next((p for p in [*reversed(out.parents), out] if not p.exists()), None)
+    run = out / "run"
+    made = [folder for folder in (run, out, *out.parents) if not folder.exists()]
     try:
-        (out / "run").mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     try:
         yield
     except InputError:
-        if made is not None and not (out / "run" / "checkpoints").exists():
-            shutil.rmtree(made, ignore_errors=True)
+        if made and first_rank() and not (run / "checkpoints").exists():
+            shutil.rmtree(run, ignore_errors=True)
+            for folder in made[1:]:
+                with suppress(OSError):  # another run lies there by now
+                    folder.rmdir()
         raise
+
+
+@contextmanager
+def interruptible(out: Path) -> Iterator[None]:
+    """Let signals that ask to stop say so, also before training listens to them and after."""
+
+    def stop(*_: object) -> None:
+        raise Interrupted(f"{out}: stopped; the same command with resume=auto goes on")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finish(
@@ -161,6 +184,8 @@ def finish(
             f"{out}: val/{metric} was never a finite number; training diverged, lower the "
             "learning rate"
         )
+    if isinstance(model, Diffusion):  # the one that was trained may lie in shards
+        model = Diffusion(model.config, open_model(config.task.autoencoder, Autoencoder))
     model.load_state_dict(
         load_file(best_path(out / "run" / "checkpoints", best["step"])), strict=False
     )

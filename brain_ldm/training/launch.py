@@ -27,7 +27,8 @@ def own_processes(out: str) -> Iterator[None]:
     original = subprocess_script._hydra_subprocess_cmd
     if HydraConfig.initialized():
         given = [o for o in HydraConfig.get().overrides.task if not o.startswith("out=")]
-        command = [sys.executable, "-m", "brain_ldm.train", *given, f"out={out}"]
+        quoted = out.replace("'", r"\'")
+        command = [sys.executable, "-m", "brain_ldm.train", *given, f"out='{quoted}'"]
         subprocess_script._hydra_subprocess_cmd = lambda rank: (command, get_original_cwd())
     try:
         yield
@@ -35,7 +36,8 @@ def own_processes(out: str) -> Iterator[None]:
         subprocess_script._hydra_subprocess_cmd = original
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        os.environ.clear()
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
         os.environ.update(before)
 
 

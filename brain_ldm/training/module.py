@@ -26,6 +26,8 @@ class TaskModule(L.LightningModule):
         self.task = task
         self.seed = seed
         self.max_steps = max_steps
+        # Taken now: once the networks are in shards, to ask for it is a matter of all ranks.
+        self.weight_names = {f"model.{name}": name for name in model.weights()}
         self.noted: list[dict[str, Tensor]] = []
         self.strict_loading = False  # since the frozen parts are left out
 
@@ -37,6 +39,14 @@ class TaskModule(L.LightningModule):
     def fed(self, images: Tensor) -> Tensor:
         """Return images (B, X, Y, Z) as the network takes them: (B, 1, X, Y, Z), in its format."""
         return images.unsqueeze(1).to(next(self.model.network.parameters()).dtype)
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Leave row numbers on the CPU, where they seed draws."""
+        rest = {name: value for name, value in batch.items() if name != "index"}
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {**moved, "index": batch["index"]}
 
     def note(self, values: dict[str, Tensor]) -> None:
         """Keep a batch's training metrics until the step that it belongs to."""
@@ -55,9 +65,12 @@ class TaskModule(L.LightningModule):
             batches: metrics of each batch by name.
             shown: name of the one that the progress bar shows.
         """
-        for name in batches[0]:
-            mean = torch.stack([batch[name].detach() for batch in batches]).mean()
-            self.log(f"train/{name}", mean, prog_bar=name == shown, sync_dist=True)
+        means = torch.stack(
+            [torch.stack([b[name].detach().float() for b in batches]).mean() for name in batches[0]]
+        )
+        means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        for name, mean in zip(batches[0], means, strict=True):
+            self.log(f"train/{name}", mean, prog_bar=name == shown)
 
     def log_validation(self, values: dict[str, Tensor], rows: int) -> None:
         """Log a batch's mean metrics; they become means over all rows of all ranks."""
@@ -73,8 +86,19 @@ class TaskModule(L.LightningModule):
 
     def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the model's weights, in 32 bits, from this module's whole state dict."""
-        wanted = {f"model.{name}": name for name in self.model.weights()}
-        return {wanted[n]: v.detach().cpu().float() for n, v in state.items() if n in wanted}
+        names = self.weight_names
+        return {names[n]: v.detach().cpu().float() for n, v in state.items() if n in names}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Count batches as this run's accumulation does, which may be another than before."""
+        if not self.automatic_optimization:
+            return
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        batches = checkpoint["global_step"] * self.trainer.accumulate_grad_batches
+        shift = batches - progress["total"]["ready"]
+        for part in ("total", "current"):
+            for name in ("ready", "started", "processed", "completed"):
+                progress[part][name] += shift
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Leave the frozen parts out."""

@@ -62,8 +62,9 @@ def packed(
             if team.rank == 0:
                 _prepare(folder, key, count, arrays)
             team.barrier()
-            done = np.load(folder / DONE)
-            mine = np.array_split(np.flatnonzero(done == 0), team.size)[team.rank]
+            lacking = np.flatnonzero(np.load(folder / DONE) == 0)
+            team.barrier()  # no flag is set before all have seen the same
+            mine = np.array_split(lacking, team.size)[team.rank]
             if len(mine):
                 _fill(folder, arrays, compute(mine.tolist()))
             team.barrier()

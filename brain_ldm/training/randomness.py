@@ -19,7 +19,7 @@ def generator(*key: int | str) -> torch.Generator:
 
 def draws(seed: int, step: int, samples: Tensor) -> list[torch.Generator]:
     """Return one generator for each row number in `samples` (B,)."""
-    return [generator(seed, step, int(sample)) for sample in samples]
+    return [generator(seed, step, sample) for sample in samples.tolist()]
 
 
 def stack(generators: list[torch.Generator], draw: Callable[[torch.Generator], Tensor]) -> Tensor:
@@ -32,7 +32,9 @@ def normal(generators: list[torch.Generator], like: Tensor) -> Tensor:
     noise = stack(
         generators, lambda g: torch.randn(like.shape[1:], generator=g, dtype=torch.float32)
     )
-    return noise.to(like.device, like.dtype)
+    if like.device.type == "cuda":
+        noise = noise.pin_memory()  # so that the copy does not wait for the device
+    return noise.to(like.device, like.dtype, non_blocking=True)
 
 
 def uniform(generators: list[torch.Generator], like: Tensor, count: int) -> Tensor:

@@ -11,13 +11,13 @@ from omegaconf import OmegaConf
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.models import WEIGHTS
-from brain_ldm.training.checkpoints import checkpoints_in, newest_whole, step_of
+from brain_ldm.training.checkpoints import checkpoints_in, newest_whole, step_of, write_whole
 from brain_ldm.training.config import Schedule, TrainConfig
 from brain_ldm.training.data import rows_per_step
 
 CONFIG, ORIGIN = "config.yaml", "origin.json"
-# What may change from one start to the next: it does not change what is learned. Devices, batch
-# size and accumulation may, as long as a step sees as many rows; max_steps may grow.
+# What may change from one start to the next: it does not change what is learned beyond rounding.
+# Devices, batch size and accumulation may, as long as a step sees as many rows; max_steps may grow.
 FREE = {
     "out", "resume", "data.batch_size", "data.cache", "data.workers", "trainer.accelerator",
     "trainer.accumulate", "trainer.activation_checkpointing", "trainer.checkpoint_every",
@@ -77,6 +77,12 @@ def check_config(config: TrainConfig, run: Path) -> None:
                 f"{run}: a run of another experiment: {name} was {before.get(name)}, now it is "
                 f"{now.get(name)}; give the same options, or another out"
             )
+    sharded = [leaf["trainer.strategy"] == "fsdp" for leaf in (before, now)]
+    if sharded[0] != sharded[1]:
+        raise InputError(
+            f"{run}: trainer.strategy was {before['trainer.strategy']}, now it is "
+            f"{now['trainer.strategy']}; optimisers in shards and whole ones are not exchanged"
+        )
     steps = before["trainer.max_steps"], config.trainer.max_steps
     schedule = getattr(config.task, "lr_schedule", Schedule.one_cycle)
     if steps[0] != steps[1] and schedule is not Schedule.constant:
@@ -126,5 +132,9 @@ def origin(config: TrainConfig, cohort: Cohort, sources: dict[str, str]) -> dict
 
 def save_origin(config: TrainConfig, cohort: Cohort, sources: dict[str, str], run: Path) -> None:
     """Write the resolved config of a run and what it comes from."""
-    (run / CONFIG).write_text(yaml.safe_dump(resolved(config), sort_keys=False))
-    (run / ORIGIN).write_text(json.dumps(origin(config, cohort, sources), indent=1))
+    texts = {
+        CONFIG: yaml.safe_dump(resolved(config), sort_keys=False),
+        ORIGIN: json.dumps(origin(config, cohort, sources), indent=1),
+    }
+    for name, text in texts.items():
+        write_whole(run / name, lambda path, text=text: path.write_text(text))

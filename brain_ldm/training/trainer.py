@@ -11,30 +11,32 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
 from monai.networks.nets import AutoencoderKL
 from monai.networks.nets.diffusion_model_unet import (
     DiffusionUNetResnetBlock,
     SpatialTransformer,
 )
+from torch.distributed.fsdp import MixedPrecision
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from brain_ldm.errors import InputError
 from brain_ldm.networks.checkpointing import checkpoint_blocks
 from brain_ldm.networks.cpu_bf16 import make_safe
+from brain_ldm.networks.unet import ConditionalUNet
 from brain_ldm.precision import resolve
 from brain_ldm.training.callbacks import StepProgress
 from brain_ldm.training.checkpoints import AtomicCheckpointIO, Checkpoints
-from brain_ldm.training.config import DiffusionTask, TrainConfig
+from brain_ldm.training.config import DiffusionTask, TrainConfig, TrainerConfig
 from brain_ldm.training.config import Strategy as StrategyName
 from brain_ldm.training.data import rows_per_step
 from brain_ldm.training.loggers import StepAxis, Throughput
 from brain_ldm.training.module import TaskModule
 from brain_ldm.training.pictures import Pictures
 
-# Ranks wait for each other while caches are filled, which may be uneven.
-PATIENCE = timedelta(hours=6)
+# Ranks wait for each other while caches are filled and pictures are drawn.
+PATIENCE = timedelta(hours=1)
 
 
 def make_trainer(
@@ -106,8 +108,36 @@ def check_trainer(config: TrainConfig) -> None:
             )
         if not isinstance(config.task, DiffusionTask):
             raise InputError("trainer.strategy=fsdp is for the diffusion model: use trainer=ddp")
+        if options.compile or options.precision.value == "bf16-true":
+            raise InputError(
+                "trainer.strategy=fsdp: takes neither trainer.compile nor trainer.precision="
+                "bf16-true; leave them out"
+            )
     if options.accelerator == "gpu" and not torch.accelerator.is_available():
         raise InputError("trainer.accelerator=gpu: there is no GPU here; use trainer=cpu")
+    check_processes(options)
+
+
+def check_processes(options: TrainerConfig) -> None:
+    """Refuse another number of processes than the config counts on, where others start them."""
+    for kind in (TorchElasticEnvironment, SLURMEnvironment):
+        if kind.detect() and (started := kind().world_size()) != options.devices * options.nodes:
+            raise InputError(
+                f"{started} processes were started, but trainer.devices × trainer.nodes is "
+                f"{options.devices * options.nodes}: make them equal"
+            )
+
+
+def fsdp_precision(config: TrainConfig) -> MixedPrecision | None:
+    """Return what computes in bf16: not the sums of gradients, the inputs or the mean latent."""
+    if resolve(config.trainer.precision, config.trainer.accelerator) != "bf16-mixed":
+        return None
+    return MixedPrecision(
+        param_dtype=torch.bfloat16,
+        reduce_dtype=torch.float32,
+        buffer_dtype=torch.float32,
+        cast_root_forward_inputs=False,
+    )
 
 
 def plugins() -> list[Any]:
@@ -123,7 +153,11 @@ def make_strategy(config: TrainConfig, manual: bool) -> Strategy | str:
     options = config.trainer
     if options.strategy is StrategyName.fsdp:
         return FSDPStrategy(
-            auto_wrap_policy=ModuleWrapPolicy({DiffusionUNetResnetBlock, SpatialTransformer}),
+            # The network and its moving average each by itself: so their shards are alike.
+            auto_wrap_policy=ModuleWrapPolicy(
+                {ConditionalUNet, DiffusionUNetResnetBlock, SpatialTransformer}
+            ),
+            mixed_precision=fsdp_precision(config),
             state_dict_type="full",  # one file, whatever the number of ranks
             timeout=PATIENCE,
         )
@@ -157,7 +191,6 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)  # not which devices there are, and tips
     for message in (
         ".*treespec, LeafSpec.*",  # Lightning's own use of torch
-        ".*does not have many workers.*",  # on two cores workers do not pay
         ".*in eval mode at the start of training.*",
         ".*resuming from a checkpoint that ended before the epoch.*",  # our order of rows can
         ".*smaller than the logging interval.*",
@@ -165,3 +198,5 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message)
+    if not torch.cuda.is_available():  # on a few cores workers do not pay
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -6,7 +6,9 @@ import signal
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.journeys.runs import (
@@ -102,8 +104,6 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(trainings, run_comman
 def test_a_full_disk_is_one_line_and_nothing_half_written(
     trainings, run_command, workplace, monkeypatch
 ):
-    import torch
-
     save = torch.save
 
     def full(content, path, *rest):
@@ -141,7 +141,44 @@ def test_what_cannot_be_gone_on_with(trainings, run_command, one_line, workplace
     assert "trainer.max_steps was 4" in line
     line = one_line("train", *options, *few, "resume=auto", "data.batch_size=2")
     assert "rows per step was 4, now it is 2" in line
-    code, _, err = run_command(
-        "train", *options, *few, "resume=auto", "data.batch_size=2", "trainer.accumulate=2"
-    )
+
+
+def test_stopped_before_the_first_step(trainings, start):
+    process = start(*trainings["diffusion"], "out=models/early")
+    folder = Path("models/early/run")
+    while not folder.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, out
+    assert "resume=auto" in out and "Traceback" not in out
+
+
+def test_going_on_in_other_parts(trainings, start, run_command):
+    """A batch of four, then two of two, then one of four once more: the same steps and rows."""
+    options = [*trainings["diffusion"], "trainer.checkpoint_every=5", "out=parts"]
+    code, _, err = run_command("train", *options, "out=whole")
     assert code == 0, err
+    halves = ["data.batch_size=2", "trainer.accumulate=2"]
+    for parts, until in ([], 5), (halves, 10), ([], None):
+        if until is None:
+            code, _, err = run_command("train", *options, "resume=auto")
+            assert code == 0, err
+        else:
+            process = start(*options, *parts, "resume=auto")
+            await_checkpoint(process, "parts", until)
+            end(process, signal.SIGKILL)
+    one, other = last_checkpoint("whole"), last_checkpoint("parts")
+    assert one["global_step"] == other["global_step"] == 24
+    for name, weight in one["state_dict"].items():
+        assert torch.allclose(weight, other["state_dict"][name], atol=2e-3), name
+    losses = [
+        pd.read_csv(f"{m}/run/logs/metrics.csv").dropna(subset="train/loss")
+        for m in ("whole", "parts")
+    ]
+    whole, parts = (
+        t.drop_duplicates("step", keep="last").set_index("step")["train/loss"] for t in losses
+    )
+    assert list(whole.index) == list(parts.sort_index().index) == list(range(1, 25))
+    pd.testing.assert_series_equal(whole, parts.sort_index(), rtol=5e-3)

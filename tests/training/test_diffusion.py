@@ -1,5 +1,9 @@
 """The diffusion model's training: latents, scale, draws, dropout, moving average, and learning."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import lightning as L
 import numpy as np
 import pandas as pd
@@ -118,29 +122,37 @@ def test_an_interrupted_cache_is_completed_and_nothing_encoded_twice(
         assert np.array_equal(latents[name], whole[name])
 
 
-def test_ranks_share_the_work(tiny_cohort, autoencoder, tmp_path, monkeypatch):
-    """Two processes, here one after the other: each encodes its half, and together all of it."""
+@pytest.mark.parametrize("slow", [0, 1])
+def test_ranks_share_the_work(tiny_cohort, autoencoder, tmp_path, slow):
+    """Each row is encoded by one of two ranks and none by both, whichever of them dawdles."""
     rows = tiny_cohort.rows("train")
     whole = cached_latents(autoencoder, tiny_cohort, rows, tmp_path / "whole", Team())
-    encode, calls = autoencoder.encode, []
-    monkeypatch.setattr(autoencoder, "encode", lambda x: (calls.append(1), encode(x))[1])
-    folder = tmp_path / "shared"
+    barrier, seen = threading.Barrier(2), ([], [])
 
-    class Elsewhere(Exception):
-        pass
+    def work(rank):
+        def wait():
+            barrier.wait(30)
+            if rank == slow:
+                time.sleep(0.3)
 
-    def first_waits():
-        if len(calls):
-            raise Elsewhere  # the first process would wait here for the second
+        class Watched:
+            def __getattr__(self, name):
+                return getattr(tiny_cohort, name)
 
-    with pytest.raises(Elsewhere):
-        cached_latents(autoencoder, tiny_cohort, rows, folder, Team(0, 2, first_waits))
-    assert len(calls) == len(rows) // 2
-    done = np.load(folder / "done.npy")
-    assert done.sum() == len(rows) // 2
-    latents = cached_latents(autoencoder, tiny_cohort, rows, folder, Team())
-    assert len(calls) == len(rows)
-    assert np.array_equal(latents["mu"], whole["mu"])
+            def read(self, participant):
+                seen[rank].append(participant)
+                return tiny_cohort.read(participant)
+
+        team = Team(rank, 2, wait)
+        latents = cached_latents(autoencoder, Watched(), rows, tmp_path / "shared", team)
+        return np.array(latents["mu"])
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(work, (0, 1)))
+    assert len(seen[0]) == len(seen[1]) == len(rows) // 2
+    assert set(seen[0]) | set(seen[1]) == set(rows["participant_id"])
+    for result in results:
+        assert np.array_equal(result, whole["mu"])
 
 
 def test_a_cache_of_another_autoencoder_is_told_and_made_anew(
