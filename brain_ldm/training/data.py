@@ -171,6 +171,14 @@ class CohortData(L.LightningDataModule):
         ]
         return self._loader("val", batches)
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Leave row numbers on the CPU, where they seed draws."""
+        rest = {name: value for name, value in batch.items() if name != "index"}
+        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
+        return {**moved, "index": batch["index"]}
+
     def _loader(self, split: str, batches: Sampler | list) -> DataLoader:
         return DataLoader(
             self.rows[split],

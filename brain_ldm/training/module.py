@@ -40,14 +40,6 @@ class TaskModule(L.LightningModule):
         """Return images (B, X, Y, Z) as the network takes them: (B, 1, X, Y, Z), in its format."""
         return images.unsqueeze(1).to(next(self.model.network.parameters()).dtype)
 
-    def transfer_batch_to_device(
-        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
-    ) -> dict[str, Tensor]:
-        """Leave row numbers on the CPU, where they seed draws."""
-        rest = {name: value for name, value in batch.items() if name != "index"}
-        moved = super().transfer_batch_to_device(rest, device, dataloader_idx)
-        return {**moved, "index": batch["index"]}
-
     def note(self, values: dict[str, Tensor]) -> None:
         """Keep a batch's training metrics until the step that it belongs to."""
         self.noted.append(values)

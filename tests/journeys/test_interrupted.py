@@ -131,6 +131,7 @@ def test_what_cannot_be_gone_on_with(trainings, run_command, one_line, workplace
     line = one_line("train", *options, *few)
     assert "models/few: holds a trained model" in line
     Path("models/few/weights.safetensors").unlink()
+    Path("models/few/run/result.json").unlink()  # as if it had been killed before the model
     line = one_line("train", *options, *few, "resume=auto", "task.ema=0.5")
     assert "another experiment" in line and "task.ema was 0.99, now it is 0.5" in line
     line = one_line("train", *trainings["autoencoder"], "out=other", "resume=models/few/run")
