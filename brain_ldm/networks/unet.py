@@ -96,6 +96,7 @@ class ConditionMaps(nn.Module):
         """Return (B, maps, X, Y, Z) for conditions (B, N); a missing one adds nothing."""
         # Of a variance near 1.
         spread = (4 * conditions - 2).masked_fill(conditions == self.missing, 0)
+        spread = spread.to(self.weight.dtype)
         return self.GAIN * (torch.einsum("bn,nmxyz->bmxyz", spread, self.weight) + self.bias)
 
 
