@@ -87,6 +87,7 @@ class AutoencoderTraining(TaskModule):
     of one step; they go through in `parts` whose gradients add up.
     """
 
+    judges = ("reconstruction", "l1", "perceptual")
     frozen = ("perceptual.",)
 
     def __init__(

@@ -37,6 +37,8 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
 class BrainAgeTraining(TaskModule):
     """Regress age; each training volume is shifted by a few voxels and given a little noise."""
 
+    judges = ("mae",)
+
     def configure_optimizers(self) -> dict:
         """Return SGD with momentum; the learning rate rises and falls once over the training."""
         optimizer = torch.optim.SGD(

@@ -34,6 +34,8 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
         raise InputError(
             f"task.x0_weight is for task.prediction=x0, not {task.prediction.value}: leave it at 1"
         )
+    if task.encodings < 1:
+        raise InputError(f"task.encodings is {task.encodings}: give 1 or more")
     if task.renamed and task.start_from is None:
         raise InputError("task.renamed names covariates of task.start_from: give that too")
     encoder = CovariateEncoder.fit(cohort.rows("train"), task.covariates)
@@ -91,6 +93,7 @@ def moving_average(
 class DiffusionTraining(TaskModule):
     """Mean squared error of epsilon, v or x0 at a random timestep (Ho et al. 2020, equation 14)."""
 
+    judges = ("loss",)
     frozen = ("model.autoencoder.",)
 
     def __init__(self, model: Diffusion, task: DiffusionTask, seed: int, max_steps: int) -> None:

@@ -39,6 +39,7 @@ from brain_ldm.training.loggers import (
     make_loggers,
     upload_model,
 )
+from brain_ldm.training.pictures import check_pictures
 from brain_ldm.training.resume import check_origin, find_checkpoint, resolved, save_origin
 from brain_ldm.training.trainer import check_trainer, make_trainer, prepare
 
@@ -84,6 +85,7 @@ def train(config: TrainConfig) -> float | None:
     with claimed(out), own_processes(config.out), interruptible(out):
         L.seed_everything(config.seed, verbose=False)
         module, data = BUILDERS[type(config.task)](config, cohort)
+        check_pictures(config.pictures, module.model)
         sources = {}
         if isinstance(module.model, Diffusion):
             sources["autoencoder"] = module.model.autoencoder.hash

@@ -4,6 +4,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from brain_ldm.errors import InputError
 from brain_ldm.models import Model
 from brain_ldm.training.config import Task
 
@@ -18,10 +19,16 @@ class TaskModule(L.LightningModule):
         max_steps: of the training, for the learning-rate schedules.
     """
 
+    judges: tuple[str, ...]  # validation metrics that may choose the best step: lower is better
     frozen: tuple[str, ...] = ()  # parts that checkpoints leave out: they are opened from elsewhere
 
     def __init__(self, model: Model, task: Task, seed: int, max_steps: int) -> None:
         super().__init__()
+        if task.best not in self.judges:
+            raise InputError(
+                f"task.best is '{task.best}'; give a metric whose lower values are better: "
+                f"{', '.join(self.judges)}"
+            )
         self.model = model
         self.task = task
         self.seed = seed

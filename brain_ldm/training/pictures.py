@@ -25,7 +25,7 @@ from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError
-from brain_ldm.models import Autoencoder, Diffusion
+from brain_ldm.models import Autoencoder, Diffusion, Model
 from brain_ldm.training.config import PicturesConfig
 from brain_ldm.training.data import VALIDATION
 from brain_ldm.training.randomness import generator, normal
@@ -60,17 +60,6 @@ class Pictures(L.Callback):
         self.config = config
         self.folder = run / "pictures"
         self.seed = seed
-
-    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Refuse what could not be drawn, before the first step."""
-        if self.config.count < 0:
-            raise InputError(f"pictures.count is {self.config.count}; give 0 for none, or more")
-        if self.config.count and isinstance(module.model, Diffusion):
-            sampler = self._sampler()
-            try:
-                timesteps(sampler.grid, sampler.steps, len(module.model.alphas_cumprod))
-            except ValueError as error:
-                raise InputError(f"pictures.steps: {error}") from None
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw."""
@@ -164,13 +153,27 @@ class Pictures(L.Callback):
         self, model: Diffusion, conditions: Tensor, noise: Tensor, device: torch.device
     ) -> list[np.ndarray]:
         latents = model.sample(
-            conditions.to(device), noise.to(device), self._sampler(), self.config.guidance
+            conditions.to(device), noise.to(device), sampler(self.config), self.config.guidance
         )
         # One by one: a decoded volume needs far more memory than a latent.
         return [model.decode(latent[None])[0, 0].float().cpu().numpy() for latent in latents]
 
-    def _sampler(self) -> DDIMConfig:
-        return DDIMConfig(steps=self.config.steps)
+
+def sampler(config: PicturesConfig) -> DDIMConfig:
+    """Return how samples are drawn."""
+    return DDIMConfig(steps=config.steps)
+
+
+def check_pictures(config: PicturesConfig, model: Model) -> None:
+    """Refuse what could not be drawn of `model`."""
+    if config.count < 0:
+        raise InputError(f"pictures.count is {config.count}; give 0 for none, or more")
+    if config.count and isinstance(model, Diffusion):
+        ddim = sampler(config)
+        try:
+            timesteps(ddim.grid, ddim.steps, len(model.alphas_cumprod))
+        except ValueError as error:
+            raise InputError(f"pictures.steps: {error}") from None
 
 
 @contextmanager

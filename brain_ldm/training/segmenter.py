@@ -67,6 +67,8 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
 class SegmenterTraining(TaskModule):
     """Dice and cross-entropy against the share of each class in each voxel."""
 
+    judges = ("volume_error", *(f"{name}_error" for name in VOLUMES))
+
     def __init__(
         self, model: Segmenter, task: SegmenterTask, factor: int, seed: int, max_steps: int
     ) -> None:

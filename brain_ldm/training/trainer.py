@@ -100,6 +100,12 @@ def check_trainer(config: TrainConfig) -> None:
     for name in (*names, "checkpoint_every"):
         if getattr(options, name) < 1:
             raise InputError(f"trainer.{name} is {getattr(options, name)}: give 1 or more")
+    if config.data.batch_size < 1:
+        raise InputError(f"data.batch_size is {config.data.batch_size}: give 1 or more")
+    if config.data.workers < 0:
+        raise InputError(f"data.workers is {config.data.workers}: give 0 or more")
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed is {config.seed}: give 0 to {2**32 - 1}")
     if options.strategy is StrategyName.fsdp:
         if options.accelerator == "cpu" or not torch.cuda.is_available():
             raise InputError(

@@ -322,11 +322,12 @@ def test_mixed_precision_draws_in_it(fit):
         assert np.abs(picture.astype(float) - plain[name]).mean() < 3
 
 
-def test_impossible_options_are_one_line(fit):
+def test_impossible_options_are_one_line():
     with pytest.raises(InputError, match=r"pictures\.count is -1"):
-        fit(Stand(autoencoder()), config=PicturesConfig(count=-1))
+        module.check_pictures(PicturesConfig(count=-1), autoencoder())
     with pytest.raises(InputError, match=r"pictures\.steps"):
-        fit(Stand(diffusion()), config=PicturesConfig(steps=2000))
+        module.check_pictures(PicturesConfig(steps=2000), diffusion())
+    module.check_pictures(PicturesConfig(steps=2000), autoencoder())  # which samples nothing
 
 
 def test_covariates_are_told_in_their_units():

@@ -29,6 +29,20 @@ def test_nonsense(trainings, one_line, workplace):
     for option in ("max_steps", "devices", "nodes", "accumulate", "val_every", "checkpoint_every"):
         line = one_line("train", *trainings["diffusion"], f"trainer.{option}=0")
         assert f"trainer.{option} is 0" in line
+    for option, value in (
+        ("data.batch_size", 0),
+        ("data.workers", -1),
+        ("seed", -1),
+        ("task.encodings", 0),
+        ("pictures.count", -1),
+    ):
+        line = one_line("train", *trainings["diffusion"], f"{option}={value}")
+        assert f"{option} is {value}" in line
+    pictures = ["pictures.count=1", "pictures.steps=0"]
+    assert "pictures.steps" in one_line("train", *trainings["diffusion"], *pictures)
+    line = one_line("train", *trainings["autoencoder"], "task.best=psnr")
+    assert "task.best is 'psnr'" in line and "reconstruction" in line
+    assert not list(workplace.iterdir())  # found before any work, caches included
     assert "trainer.precision" in one_line(
         "train", *trainings["diffusion"], "trainer.precision=8-bit"
     )
