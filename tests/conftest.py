@@ -13,8 +13,9 @@ os.environ["WANDB_MODE"] = "disabled"
 import numpy as np
 import pytest
 
-from brain_ldm.cohorts.cohort import Cohort, CohortWriter, open_cohort
+from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.cohorts.writer import CohortWriter
 
 EDGE = 32  # voxels of 4 mm
 SPLITS = ["train"] * 16 + ["val"] * 4 + ["test"] * 4

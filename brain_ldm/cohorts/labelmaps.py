@@ -56,6 +56,9 @@ CLASSES = (
     ([530], 130, 30),
 )
 CLASS_MEAN_STD = 10.0  # scatter of a class's mean between heads, where there are no priors
+# What participants.tsv says of the map beside the usual columns.
+COLUMN = {"label_map": {"Description": "Label map that the brain was drawn from (file name)"}}
+SUFFIX = ".nii.gz"
 REACH = 30  # voxels around the ventricles
 # Of the priors' scatter of means: they span scanners and sequences, a cohort has few.
 MEAN_SCATTER = 0.4
@@ -113,9 +116,9 @@ def open_label_maps(folder: str | Path) -> LabelMaps:
         InputError: if there is no map, or a file does not fit the others.
     """
     folder = Path(folder)
-    paths = sorted(folder.glob("*.nii.gz"))
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
     if not paths:
-        raise InputError(f"label_maps={folder}: no *.nii.gz there")
+        raise InputError(f"label_maps={folder}: no *{SUFFIX} there")
     classes = np.zeros(max(NAMES) + 1, dtype=int)
     for position, (members, _, _) in enumerate(CLASSES):
         classes[members] = position
@@ -164,7 +167,9 @@ def draw_from_label_maps(
     person = draw_person(rng)
     head = _load_head(folder, which, round(work_grid(resolution).resolution))
     labels, image = _render(rng, person, maps, head, work_grid(resolution))
-    return phantom(rng, participant_id(seed, index), person, labels, image, resolution)
+    drawn = phantom(rng, participant_id(seed, index), person, labels, image, resolution)
+    drawn.row["label_map"] = maps.paths[which].name.removesuffix(SUFFIX)
+    return drawn
 
 
 @dataclass(frozen=True)

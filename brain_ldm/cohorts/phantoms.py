@@ -12,12 +12,12 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from brain_ldm.cohorts.cohort import CohortWriter
 from brain_ldm.cohorts.config import PhantomConfig
 from brain_ldm.cohorts.drawing import Phantom, participant_id, work_grid
 from brain_ldm.cohorts.grid import paper_grid
-from brain_ldm.cohorts.labelmaps import draw_from_label_maps, open_label_maps
+from brain_ldm.cohorts.labelmaps import COLUMN, draw_from_label_maps, open_label_maps
 from brain_ldm.cohorts.template import draw_phantom, load_template
+from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 from brain_ldm.progress import track
 
@@ -58,6 +58,7 @@ def write_phantom_cohort(config: PhantomConfig) -> Path:
         grid,
         synthetic=True,
         skull_stripped=config.label_maps is None,
+        extra_columns=None if config.label_maps is None else COLUMN,
     )
     if writer.finished:
         print(f"{config.out}: already there")

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 import brain_ldm
-from brain_ldm.cohorts.cohort import CohortWriter
 from brain_ldm.cohorts.covariates import COVARIATES
+from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError

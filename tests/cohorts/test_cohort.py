@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from brain_ldm.cohorts.cohort import CohortWriter, assign_split, open_cohort
+from brain_ldm.cohorts.cohort import assign_split, open_cohort
 from brain_ldm.cohorts.grid import VoxelGrid, paper_grid
+from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 
 GRID = VoxelGrid((24, 28, 20), np.diag([4.0, 4.0, 4.0, 1.0]))

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from brain_ldm.cohorts.cohort import Cohort, CohortWriter, open_cohort
+from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.evaluate import evaluate, evaluate_cohorts
