@@ -1,7 +1,9 @@
 """The same job for many items, in several processes."""
 
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,7 @@ def each(
     workers: int,
     died: Callable[[Item], Result] | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Do `job` for each item and yield (item, result) as they come, while a bar shows how far it is.
+    """Do `job` for each item and yield (item, result) as they come, under a bar of progress.
 
     Args:
         job: may be sent to another process. What it raises is raised here, and ends all.
@@ -89,6 +91,8 @@ def _pooled(
                 lost += waiting.values()
                 remaining = list(ahead)
             except BaseException:
+                for process in multiprocessing.active_children():
+                    process.terminate()  # what a job has started would go on for hours
                 pool.shutdown(cancel_futures=True)
                 raise
 
@@ -96,6 +100,7 @@ def _pooled(
 def _begin_worker(parent: int) -> None:
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a job's own clean-up runs
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
@@ -103,4 +108,6 @@ def _end_with(parent: int) -> None:
     # A pool's workers would wait for ever for a parent that was killed.
     while os.getppid() == parent:
         time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(2)
     os._exit(1)

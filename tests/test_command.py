@@ -40,6 +40,8 @@ def test_an_unknown_option_of_another_command(one_line, workplace):
         "sample --help",
         "evaluate --help",
         "phantom --help",
+        "preprocess --help",
+        "measure --help",
     ],
 )
 def test_help_and_config_errors_load_nothing_heavy(words, workplace):

@@ -136,11 +136,22 @@ def option_fields():
     import brain_ldm.cohorts.config
     import brain_ldm.diffusion.config
     import brain_ldm.evaluation.config
+    import brain_ldm.measuring.config
     import brain_ldm.networks.config
+    import brain_ldm.preprocessing.config
     import brain_ldm.sampling.config
     import brain_ldm.training.config
 
-    for room in ("cohorts", "diffusion", "evaluation", "networks", "sampling", "training"):
+    for room in (
+        "cohorts",
+        "diffusion",
+        "evaluation",
+        "measuring",
+        "networks",
+        "preprocessing",
+        "sampling",
+        "training",
+    ):
         module = getattr(brain_ldm, room).config
         for value in vars(module).values():
             if dataclasses.is_dataclass(value) and value.__module__ == module.__name__:

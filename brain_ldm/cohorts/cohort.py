@@ -1,10 +1,12 @@
-"""A cohort on disk (a BIDS derivative): open and check it, read it."""
+"""A cohort on disk (a BIDS derivative): its rules, opening it, reading it.
+
+A rule returns what breaks it as findings: opening stops at the first, `validation` tells them all.
+"""
 
 import hashlib
 import os
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +16,17 @@ import pandas as pd
 
 from brain_ldm.cohorts.covariates import COVARIATES, numbers
 from brain_ldm.cohorts.files import UNREADABLE, brief, read_json
+from brain_ldm.cohorts.findings import Finding, refuse
 from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.cohorts.images import (
+    absent,
+    check_grids,
+    check_voxels,
+    common_grid,
+    read_grid,
+    read_voxels,
+    voxel_facts,
+)
 from brain_ldm.errors import InputError
 from brain_ldm.progress import track
 
@@ -23,12 +35,16 @@ SPLITS = ("train", "val", "test")
 COLUMNS = ("participant_id", "age", "sex", "ventricular_volume", "brain_volume", "split")
 
 
-def assign_split(participant_id: str) -> str:
-    """The split of a participant: train 80 %, val 5 %, test 15 %, by a hash of the id alone.
+def assign_split(subject: str) -> str:
+    """The split of a person: train 80 %, val 5 %, test 15 %, by a hash of the id alone.
 
-    A participant keeps it however the cohort grows. The paper does not state its split.
+    A person keeps it however the cohort grows, and all scans of one share it. The paper does not
+    state its split.
+
+    Args:
+        subject: the column `subject` where participants.tsv has it, else the participant_id.
     """
-    digest = hashlib.sha256(participant_id.encode()).digest()
+    digest = hashlib.sha256(subject.encode()).digest()
     fraction = int.from_bytes(digest[:8], "big") / 2**64
     return "train" if fraction < 0.80 else "val" if fraction < 0.85 else "test"
 
@@ -39,8 +55,8 @@ class Cohort:
 
     Attributes:
         root: its folder.
-        table: participants.tsv, one row a participant, with at least `COLUMNS`; sex is F, M or
-            missing, all other covariates are float64 in their units, missing is NaN.
+        table: participants.tsv, one row a scan, with at least `COLUMNS`; sex is F, M or missing,
+            all other covariates are float64 in their units, missing is NaN.
         grid: the voxels of every image.
         description: dataset_description.json.
     """
@@ -51,8 +67,15 @@ class Cohort:
     description: dict = field(repr=False)
 
     def image_path(self, participant_id: str) -> Path:
-        """The participant's T1w image."""
-        return _image_path(self.root, participant_id)
+        """The participant's T1w image.
+
+        Raises:
+            InputError: there is none.
+        """
+        path = _image_path(self.root, participant_id)
+        if not path.is_file():
+            raise InputError(str(absent(path)))
+        return path
 
     def label_path(self, participant_id: str) -> Path | None:
         """The participant's segmentation, or None where the cohort has none."""
@@ -70,20 +93,8 @@ class Cohort:
                 holds NaN or infinite voxels.
         """
         path = self.image_path(participant_id)
-        try:
-            image = np.asarray(nib.load(path).dataobj, dtype=np.float32)
-        except UNREADABLE as error:
-            raise InputError(f"{path}: voxels cannot be read ({brief(error)})") from None
-        if image.shape != tuple(self.grid.shape):
-            raise InputError(f"{path}: shape {image.shape}, the cohort has {self.grid.shape}")
-        if not np.isfinite(image).all():
-            count = int((~np.isfinite(image)).sum())
-            raise InputError(f"{path}: {count} voxels are NaN or infinite; make this image again")
-        low, high = float(image.min()), float(image.max())
-        if low == high:
-            raise InputError(f"{path}: every voxel is {low:g}; make this image again")
-        if low < -1e-3 or high > 1 + 1e-3:
-            raise InputError(f"{path}: intensities {low:g} to {high:g}; scale them to 0..1")
+        image = read_voxels(path, self.grid.shape)
+        refuse(check_voxels(path, *voxel_facts(image)))
         return np.clip(image, 0, 1)
 
     def read_labels(self, participant_id: str) -> tuple[np.ndarray, np.ndarray]:
@@ -134,98 +145,159 @@ def open_cohort(root: str | Path, need: Sequence[str] = ()) -> Cohort:
         InputError: naming the file, row or column that is wrong.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such cohort folder")
-    description = read_json(root / "dataset_description.json")
-    table = _read_table(root / "participants.tsv", need)
+    description, table, findings = read_tables(root, need)
+    refuse(findings)
     grids = {}
-    participants = table["participant_id"].tolist()
-    for pid in track(participants, "checking cohort") if len(table) > 2000 else participants:
-        grids[pid] = _header_grid(_image_path(root, pid))
-    common = Counter((g.shape, tuple(g.affine.round(3).ravel())) for g in grids.values())
-    shape, affine = common.most_common(1)[0][0]
-    grid = VoxelGrid(shape, np.reshape(affine, (4, 4)))
-    for pid, other in grids.items():
-        if not grid.same_as(other):
-            raise InputError(
-                f"{_image_path(root, pid)}: {other}, the rest of the cohort has {grid}"
-            )
+    for path, grid, found in read_grids(root, table["participant_id"].tolist()):
+        refuse(found)
+        grids[path] = grid
+    grid = common_grid(grids.values())
+    refuse(check_grids(grids, grid))
     return Cohort(root, table, grid, description)
 
 
-def _read_table(path: Path, need: Sequence[str]) -> pd.DataFrame:
+def read_tables(root: Path, need: Sequence[str] = ()) -> tuple[dict, pd.DataFrame, list[Finding]]:
+    """Read what a cohort says of itself.
+
+    Args:
+        root: its folder.
+        need: as for `open_cohort`.
+
+    Returns:
+        dataset_description.json; participants.tsv as `Cohort.table`, indexed by its rows from 0,
+        without rows whose id is no good and with wrong values as missing; and what is wrong.
+
+    Raises:
+        InputError: there are no such files, or no rows.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such cohort folder")
+    description = read_json(root / "dataset_description.json")
+    path = root / "participants.tsv"
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, na_values=["n/a", ""], keep_default_na=False)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable table ({brief(error)})") from None
-    for name in ("participant_id", *need):
-        if name not in table.columns:
-            raise InputError(f"{path}: column {name} is missing (found {', '.join(table.columns)})")
+    there = ", ".join(table.columns)
+    if "participant_id" not in table.columns:
+        raise InputError(f"{path}: column participant_id is missing (found {there})")
     if table.empty:
         raise InputError(f"{path}: no rows")
-    ids = table["participant_id"]
-    for i, pid in enumerate(ids):
-        if not isinstance(pid, str) or not re.fullmatch(r"sub-[A-Za-z0-9]+", pid):
-            raise InputError(
-                f"{path}: row {i + 1}: participant_id is {pid!r}; give sub- and letters or digits"
-            )
-    twice = ids[ids.duplicated()]
-    if len(twice):
-        raise InputError(f"{path}: row {twice.index[0] + 1}: {twice.iloc[0]} appears twice")
-    try:
-        for name in {*COVARIATES, *need} - {"participant_id", "split"}:
-            values = numbers(table, name)
-            if name not in COVARIATES or not COVARIATES[name].levels:
-                table[name] = values
-            elif name not in table.columns:
-                table[name] = None
-            if name in need and np.isnan(values).all():
-                raise InputError(f"column {name}: no row has a value")
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    if "split" not in table.columns:
-        table["split"] = None
-    table["split"] = table["split"].where(table["split"].notna(), ids.map(assign_split))
-    wrong = table[~table["split"].isin(SPLITS)]
-    if len(wrong):
-        raise InputError(
-            f"{path}: row {wrong.index[0] + 1} ({wrong['participant_id'].iloc[0]}): split is "
-            f"{wrong['split'].iloc[0]!r}; give train, val or test"
-        )
-    for name in table.columns.difference(COLUMNS):
+    findings = [
+        Finding(str(path), f"column {name} is missing (found {there})", "add it")
+        for name in need
+        if name not in table.columns
+    ]
+    table = _with_good_ids(path, table, findings)
+    _make_numbers(path, table, need, findings)
+    _make_splits(path, table, findings)
+    for name in table.columns.difference([*COLUMNS, "subject"]):
         converted = pd.to_numeric(table[name], errors="coerce")
         if converted.notna().equals(table[name].notna()):
             table[name] = converted
     extras = [c for c in table.columns if c not in COLUMNS]
-    return table[[*COLUMNS, *extras]]
+    return description, table[[*COLUMNS, *extras]], findings
+
+
+def row_of(path: Path, table: pd.DataFrame, row: int) -> str:
+    """How a finding names a row of `table`, whose index counts the rows of participants.tsv."""
+    return f"{path}: row {row + 1} ({table.loc[row, 'participant_id']})"
+
+
+def _with_good_ids(path: Path, table: pd.DataFrame, findings: list[Finding]) -> pd.DataFrame:
+    good, seen = [], set()
+    for row, pid in table["participant_id"].items():
+        if not isinstance(pid, str) or not re.fullmatch(r"sub-[A-Za-z0-9]+", pid):
+            what, mend = f"participant_id is {pid!r}", "give sub- and letters or digits"
+        elif pid in seen:
+            what, mend = f"{pid} appears twice", "give each scan an id of its own"
+        else:
+            seen.add(pid)
+            good.append(row)
+            continue
+        findings.append(Finding(f"{path}: row {row + 1}", what, mend))
+    return table.loc[good].copy()
+
+
+def _make_numbers(
+    path: Path, table: pd.DataFrame, need: Sequence[str], findings: list[Finding]
+) -> None:
+    """Turn covariates and other needed columns into numbers, or codes of sex that are known."""
+    for name in dict.fromkeys((*COVARIATES, *need)):
+        if name in ("participant_id", "split"):
+            continue
+        given = name in table.columns
+        wrong = dict(_wrong_values(path, table, name))
+        findings += wrong.values()
+        if wrong:
+            table.loc[list(wrong), name] = None
+        values = numbers(table, name)
+        if name not in COVARIATES or not COVARIATES[name].levels:
+            table[name] = values
+        elif not given:
+            table[name] = None
+        if name in need and given and not wrong and np.isnan(values).all():
+            where = f"{path}: column {name}"
+            findings.append(Finding(where, "no row has a value", "fill it in"))
+
+
+def _wrong_values(path: Path, table: pd.DataFrame, name: str) -> Iterator[tuple[int, Finding]]:
+    """Yield the rows whose text in column `name` is no value, and what is wrong with it."""
+    try:
+        numbers(table, name)
+        return
+    except InputError:  # the first of them
+        pass
+    for row, value in table[name].items():
+        try:
+            numbers(pd.DataFrame({name: [value]}), name)
+        except InputError as error:
+            yield row, Finding.told(row_of(path, table, row), error, "row 1: ")
+
+
+def _make_splits(path: Path, table: pd.DataFrame, findings: list[Finding]) -> None:
+    """Give a split to each row that has none; a wrong one becomes missing."""
+    ids = table["participant_id"]
+    if "split" not in table.columns:
+        table["split"] = None
+    people = table["subject"].where(table["subject"].notna(), ids) if "subject" in table else ids
+    table["split"] = table["split"].where(table["split"].notna(), people.map(assign_split))
+    for row, split in table["split"][~table["split"].isin(SPLITS)].items():
+        where = row_of(path, table, row)
+        findings.append(Finding(where, f"split is {split!r}", "give train, val or test"))
+        table.loc[row, "split"] = None
+    first: dict[str, tuple[str, str]] = {}
+    known = table["split"].notna()
+    for row, person, pid, split in zip(
+        table.index[known], people[known], ids[known], table["split"][known], strict=True
+    ):
+        other, its_split = first.setdefault(person, (pid, split))
+        if split != its_split:
+            what = f"subject {person} is in {split} here and in {its_split} as {other}"
+            mend = "give all scans of a person one split"
+            findings.append(Finding(row_of(path, table, row), what, mend))
+
+
+def read_grids(
+    root: Path, participants: Sequence[str]
+) -> Iterator[tuple[Path, VoxelGrid | None, list[Finding]]]:
+    """Read the headers of all images.
+
+    Yields:
+        an image's path, its grid (None where it cannot be told), and what is wrong with them.
+    """
+    many = len(participants) > 2000
+    for pid in track(participants, "checking cohort") if many else participants:
+        path = _image_path(root, pid)
+        yield path, *read_grid(path)
 
 
 def _image_path(root: Path, participant_id: str) -> Path:
+    """The image that is there, or where it should be."""
     folder = root / participant_id / "anat"
-    names = [f"{participant_id}_space-{SPACE}{desc}_T1w.nii.gz" for desc in ("", "_desc-synth")]
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
-    raise InputError(f"{folder / names[0]}: no such file, though participants.tsv names it")
-
-
-def _header_grid(path: Path) -> VoxelGrid:
-    try:
-        image = nib.load(path)
-        header = image.header
-    except UNREADABLE as error:
-        raise InputError(f"{path}: not a readable NIfTI file ({brief(error)})") from None
-    if len(image.shape) != 3:
-        raise InputError(f"{path}: {len(image.shape)} dimensions, a T1w volume has 3")
-    sform, scode = header.get_sform(coded=True)
-    qform, qcode = header.get_qform(coded=True)
-    if scode and qcode and not np.allclose(sform, qform, atol=1e-2):
-        raise InputError(f"{path}: sform and qform disagree; write one affine to both")
-    steps = np.diag(image.affine)[:3]
-    if not np.allclose(image.affine[:3, :3], np.diag(steps), atol=1e-3) or (steps <= 0).any():
-        raise InputError(f"{path}: not stored RAS+ along MNI's axes; resample it to MNI space")
-    if np.ptp(steps) > 1e-3:
-        raise InputError(f"{path}: voxels of {steps.round(3).tolist()} mm; resample to equal edges")
-    return VoxelGrid(tuple(image.shape), image.affine)
+    plain, synthetic = (
+        folder / f"{participant_id}_space-{SPACE}{desc}_T1w.nii.gz" for desc in ("", "_desc-synth")
+    )
+    return synthetic if synthetic.is_file() and not plain.is_file() else plain

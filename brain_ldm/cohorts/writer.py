@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,10 @@ class CohortWriter:
         synthetic: whether the images carry `desc-synth` (no scanner saw them).
         skull_stripped: whether the images show the brain alone.
         extra_columns: further columns of participants.tsv with their BIDS descriptions, as in
-            `{"seed": {"Description": "Seed of the starting noise"}}`.
+            `{"seed": {"Description": "Seed of the starting noise"}}`; or other descriptions of
+            usual ones.
+        grows: whether a finished cohort may be gone on with, as more brains arrive; then rows stay
+            in `<root>/.unfinished`.
 
     Raises:
         InputError: if `root` holds anything else.
@@ -49,6 +53,7 @@ class CohortWriter:
         synthetic: bool,
         skull_stripped: bool = True,
         extra_columns: dict[str, dict] | None = None,
+        grows: bool = False,
     ):
         self.root = Path(root)
         self.name = name
@@ -57,6 +62,7 @@ class CohortWriter:
         self.synthetic = synthetic
         self.skull_stripped = skull_stripped
         self.extra_columns = extra_columns or {}
+        self.grows = grows
         self.work = self.root / ".unfinished"
         self.finished = False
         """Whether this very cohort was already complete in `root`."""
@@ -73,15 +79,16 @@ class CohortWriter:
             if other:
                 raise InputError(f"{self.root}: a cohort with other parameters ({other}); {mend}")
             self.finished = True
-            return
-        if (self.work / "identity.json").exists():
+            if not self.grows:
+                return
+        elif (self.work / "identity.json").exists():
             other = _difference(read_json(self.work / "identity.json"), identity)
             if other:
                 raise InputError(
                     f"{self.root}: an unfinished cohort with other parameters ({other}); {mend}"
                 )
             return
-        if self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and {p.name for p in self.root.iterdir()} - {self.work.name}:
             raise InputError(f"{self.root}: the folder is not empty and is no cohort; {mend}")
         try:
             (self.work / "rows").mkdir(parents=True, exist_ok=True)
@@ -100,6 +107,7 @@ class CohortWriter:
         image: np.ndarray,
         labels: np.ndarray | None = None,
         label_affine: np.ndarray | None = None,
+        sidecar: dict | None = None,
     ) -> None:
         """Write one participant.
 
@@ -109,6 +117,7 @@ class CohortWriter:
             image: (X, Y, Z) on the grid, intensities in 0..1.
             labels: (X', Y', Z') in FreeSurfer's numbers, possibly finer than the image.
             label_affine: (4, 4) of the labels in mm; the grid's if not given.
+            sidecar: further fields of the image's JSON.
 
         Raises:
             ValueError: if the image is not on the grid, not finite or not in 0..1.
@@ -122,7 +131,6 @@ class CohortWriter:
             raise ValueError(f"{pid}: intensities must be finite and within 0..1")
         stem = self.root / pid / "anat" / f"{pid}_space-{SPACE}"
         stem.parent.mkdir(parents=True, exist_ok=True)
-        sidecar = {"SkullStripped": self.skull_stripped}
         if labels is not None:
             affine = self.grid.affine if label_affine is None else label_affine
             step = f"{affine[0, 0]:g}"
@@ -133,20 +141,26 @@ class CohortWriter:
             )
         base = f"{stem}{'_desc-synth' if self.synthetic else ''}_T1w"
         stored = np.rint(image * LEVELS).astype(np.int16)
+        sidecar = {"SkullStripped": self.skull_stripped, **(sidecar or {})}
         write_json(Path(f"{base}.json"), sidecar)
         write_nifti(f"{base}.nii.gz", stored, self.grid.affine, slope=1 / LEVELS)
-        row = {**row, "split": row.get("split") or assign_split(pid)}
+        row = {**row, "split": row.get("split") or assign_split(row.get("subject") or pid)}
         write_json(self.work / "rows" / f"{pid}.json", row)
 
-    def finish(self) -> None:
-        """Write participants.tsv, its description and dataset_description.json, in this order."""
-        rows = self.done()
+    def finish(self, rows: Sequence[dict] | None = None) -> None:
+        """Write participants.tsv, its description and dataset_description.json, in this order.
+
+        Args:
+            rows: what participants.tsv lists; by default all that were added, by participant_id.
+        """
+        rows = list(self.done().values()) if rows is None else rows
         if not rows:
             raise InputError(f"{self.root}: no participant was written")
         for left_over in self.root.glob("sub-*/anat/.*"):
             left_over.unlink()  # temporary files of a writer that was killed
-        table = pd.DataFrame(list(rows.values())).reindex(columns=[*COLUMNS, *self.extra_columns])
-        text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
+        table = pd.DataFrame(rows).reindex(
+            columns=list(dict.fromkeys([*COLUMNS, *self.extra_columns]))
+        )
         columns = {
             "participant_id": {"Description": "Participant"},
             "split": {
@@ -156,13 +170,19 @@ class CohortWriter:
             **{c.name: _describe(c) for c in COVARIATES.values()},
             **self.extra_columns,
         }
+        if self.grows and (self.root / "participants.tsv").exists():
+            table = self._carry_over(table)
+            columns = {**read_json(self.root / "participants.json"), **columns}
         if any(self.root.glob("sub-*/anat/*_dseg.nii.gz")):
             from brain_ldm.cohorts.labels import NAMES
 
             lines = [f"{index}\t{label}" for index, label in sorted(NAMES.items())]
             write_text(self.root / "dseg.tsv", "index\tname\n" + "\n".join(lines) + "\n")
+        text = table.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n")
         write_text(self.root / "participants.tsv", text)
-        write_json(self.root / "participants.json", {name: columns[name] for name in table.columns})
+        write_json(
+            self.root / "participants.json", {name: columns.get(name, {}) for name in table.columns}
+        )
         description = {
             "Name": self.name,
             "BIDSVersion": "1.9.0",
@@ -170,8 +190,26 @@ class CohortWriter:
             "GeneratedBy": [self.generated_by],
         }
         write_json(self.root / "dataset_description.json", description)
-        shutil.rmtree(self.work)
+        if not self.grows:
+            shutil.rmtree(self.work)
         self.finished = True
+
+    def _carry_over(self, table: pd.DataFrame) -> pd.DataFrame:
+        """Keep what others added to participants.tsv: columns, and values that are missing here."""
+        old = pd.read_csv(
+            self.root / "participants.tsv",
+            sep="\t",
+            dtype=str,
+            na_values=["n/a"],
+            keep_default_na=False,
+        ).set_index("participant_id")
+        old = old.reindex(table["participant_id"]).set_axis(table.index)
+        for name in old.columns:
+            if name not in table.columns:
+                table[name] = old[name]
+            elif name in COVARIATES:
+                table[name] = table[name].astype(object).where(table[name].notna(), old[name])
+        return table
 
 
 def _describe(covariate) -> dict:

@@ -53,16 +53,20 @@ class PreprocessConfig:
     table: str | None = None
     # Columns of the table: {ours: theirs}. Ours are participant_id, file, session, age, sex,
     # ventricular_volume, brain_volume, or any new name, which becomes a column of the cohort.
+    # For UK Biobank theirs may be a field's number, as 21001: it is read at the scan's instance.
     columns: dict[str, str] = field(default_factory=dict)
-    # What the table's codes of sex mean, as {1: M, 2: F}; F, M, female and male are known.
+    # What the table's codes of sex mean, as {1: M, 2: F, 0: n/a}; F, M, female and male are known,
+    # and UK Biobank's.
     sexes: Any = None
-    # folder: regular expression with a group `id`, searched in each file's path below the source;
-    # null: a file belongs to the row whose id its name is, or begins with.
+    # folder: regular expression with a group `id`, the table's, and maybe `subject` (whose scan it
+    # is, where the table's ids are those of sessions), `session` and `run`; searched in each file's
+    # path below the source. null: a file belongs to the row whose id its name is, or begins with.
     pattern: str | None = None
     scans: Scans = Scans.all
 
     resolution: int = 1  # mm: 1 (P), 2 or 4
     registration: Registration = Registration.simpleitk
+    device: str = "cpu"  # of UniRes: cpu or cuda
     bias_correction: bool = False  # N4 (SimpleITK)
     extraction: Extraction = Extraction.none
     # Percentiles of the voxels in the field of view that become 0 and 1; what lies beyond is cut.

@@ -6,6 +6,7 @@ from torch import Tensor
 import brain_ldm
 from brain_ldm.cohorts.covariates import COVARIATES
 from brain_ldm.cohorts.writer import CohortWriter
+from brain_ldm.device import open_device
 from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError
@@ -30,7 +31,7 @@ def sample_cohort(config: SampleConfig) -> None:
         InputError: before any long work, naming what is wrong.
     """
     model = open_model(config.model, Diffusion)
-    device = _device(config.device)
+    device = open_device(config.device)
     try:
         timesteps(config.sampler.grid, config.sampler.steps, len(model.alphas_cumprod))
     except ValueError as error:
@@ -84,17 +85,6 @@ def row_noise(seeds: list[int], shape: tuple[int, ...], device: torch.device):
         return torch.stack(rows).to(like)
 
     return draw(torch.empty(len(seeds), *shape, device=device)), draw
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device={name}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 def _autocast(config: SampleConfig, device: torch.device) -> torch.autocast:

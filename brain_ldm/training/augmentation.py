@@ -1,4 +1,4 @@
-"""Random changes of images: of training images by TorchIO, and of the images that are encoded.
+"""Random changes of images: TorchIO's of training images, and those of images that are encoded.
 
 All draws come from a generator that is passed in or made here, never from torch's global one: an
 image's changes depend on its keys alone, wherever its batch was cut. Images are RAS+, so that a
@@ -51,14 +51,54 @@ def augment(
     """
     image = _tensor(image)
     transforms = draw_transforms(config, generator)
-    if not transforms:
-        return image
-    # The identity makes a voxel TorchIO's millimetre, whatever the resolution.
-    subject = tio.Subject(image=tio.ScalarImage(tensor=image[None], affine=np.eye(4)))
     for transform in transforms:
-        # Not transform(subject): even a fixed one would draw from the global generator.
-        subject = transform.apply_transform(subject)
-    return subject["image"].data[0].clamp_(0, 1)
+        image = applied(transform, image)
+    return image.clamp_(0, 1) if transforms else image
+
+
+def applied(transform: tio.Transform, image: Tensor) -> Tensor:
+    """Return what one of the drawn transforms makes of an image (X, Y, Z), in 32 bits.
+
+    TorchIO's result, but that a power makes values below zero zero; without its copies, and an
+    affine map in a sixth of the time. A voxel counts as its millimetre, whatever the resolution.
+    """
+    match transform:
+        case tio.Flip():
+            return image.flip(transform.axes)
+        case tio.Affine():  # it turns nothing, so that one axis after the other is interpolated
+            for axis in range(3):
+                scale, moved = transform.scales[axis], transform.translation[axis]
+                image = _stretched(image, axis, float(scale), float(moved))
+            return image
+        case tio.Gamma():
+            return image.clamp(min=0).pow_(transform.gamma)
+    return transform.function(image)
+
+
+def _stretched(image: Tensor, axis: int, scale: float, moved: float) -> Tensor:
+    """Move an image along one axis, then scale it about its centre; linear, and empty outside."""
+    count = image.shape[axis]
+    numbers = torch.arange(count, dtype=torch.float64)
+    centre = (count - 1) / 2
+    origin = (numbers - centre) / scale + centre - moved  # where each voxel comes from
+    # Half a voxel beyond the outermost centres belongs to them, as in ITK.
+    inside = (origin >= -0.5) & (origin < count - 0.5)
+    origin = origin.clamp(0, count - 1)
+    before = origin.floor().clamp(max=count - 2)
+    shape = [count if a == axis else 1 for a in range(3)]
+    far = ((origin - before) * inside).float().view(shape)
+    near = ((1 - origin + before) * inside).float().view(shape)
+    result = torch.empty_like(image, memory_format=torch.contiguous_format)
+    # Whole runs of voxels come from equally far away: far faster than index by index.
+    offsets, lengths = torch.unique_consecutive((before - numbers).long(), return_counts=True)
+    start = 0
+    for offset, length in zip(offsets.tolist(), lengths.tolist(), strict=True):
+        run, first = (axis, start, length), start + offset
+        part = result.narrow(*run)
+        torch.mul(image.narrow(axis, first, length), near.narrow(*run), out=part)
+        part.addcmul_(image.narrow(axis, first + 1, length), far.narrow(*run))
+        start += length
+    return result
 
 
 def draw_transforms(config: AugmentationConfig, generator: torch.Generator) -> list[tio.Transform]:

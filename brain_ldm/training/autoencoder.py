@@ -42,7 +42,7 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
 
     def rows(split: str, team: Team) -> Rows:
         folder = cache_folder(config.data.cache, cohort, f"images_{split}")
-        images = packed_images(cohort, cohort.rows(split), folder, team)
+        images = packed_images(cohort, cohort.rows(split), folder, team, config.data.storage)
         return Rows({"image": images}, augmented if split == "train" else None)
 
     return module, CohortData(config, len(cohort.rows("train")), rows, whole_steps=True)

@@ -26,7 +26,7 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     def rows(split: str, team: Team) -> Rows:
         table = cohort.rows(split)
         folder = cache_folder(config.data.cache, cohort, f"images_{split}")
-        images = packed_images(cohort, table, folder, team)
+        images = packed_images(cohort, table, folder, team, config.data.storage)
         ages = table["age"].to_numpy(np.float32)
         return Rows({"image": images, "age": ages}, only=np.flatnonzero(~np.isnan(ages)))
 

@@ -139,6 +139,9 @@ class SegmenterTask(Task):
     lr: float = 3e-3  # Adam, at its highest
     best: str = "volume_error"
     t1_share: float = 0.5  # draws with T1-like order of intensities: dark CSF, grey, bright white
+    # Part of the steps, the first ones, that see images of twice the voxel size: eight times as
+    # fast, and what they teach holds at any size.
+    coarse: float = 0.0
 
 
 @dataclass
@@ -153,6 +156,13 @@ class BrainAgeTask(Task):
     best: str = "mae"
 
 
+class Storage(Enum):
+    """How packed images are kept."""
+
+    float16 = "float16"
+    uint8 = "uint8"  # half the disk; intensities in steps of 1/255
+
+
 @dataclass
 class DataConfig:
     """The cohort and how it is fed."""
@@ -161,6 +171,10 @@ class DataConfig:
     batch_size: int = 1  # a device
     workers: int = 0  # processes that read, a device
     cache: str = "caches"  # folder of what is computed once: packed images and latents
+    storage: Storage = Storage.float16
+    # Column of participants.tsv: each epoch's rows are drawn with replacement, so that its levels
+    # (of numbers: ten bins of equal width) come equally often.
+    balance: str | None = None
 
 
 class Strategy(Enum):

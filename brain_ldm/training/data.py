@@ -1,23 +1,31 @@
 """What training reads: rows of packed arrays, in an order that is a function of seed and step."""
 
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.training.config import Strategy, TrainConfig
-from brain_ldm.training.packed import Team
+from brain_ldm.training.packed import Levels, Team
 from brain_ldm.training.randomness import generator
 
+BINS = 10  # that a column of numbers is balanced over
 VALIDATION = -1  # the step of rows that are read outside training
 
 
 class Rows(Dataset):
     """Rows of packed arrays; each item also carries its row number, which seeds its draws.
+
+    A place counts the rows in use; n times their number more is the same row once more, and gives
+    the row number as many times N more: its draws are others then.
 
     Args:
         arrays: (N, ...) each, by name.
@@ -27,33 +35,37 @@ class Rows(Dataset):
 
     def __init__(
         self,
-        arrays: dict[str, np.ndarray],
+        arrays: dict[str, np.ndarray | Levels],
         change: Callable[[dict[str, Tensor], int, int], dict[str, Tensor]] | None = None,
         only: np.ndarray | None = None,
     ) -> None:
         self.arrays = arrays
         self.change = change
-        self.only = np.arange(len(next(iter(arrays.values())))) if only is None else only
+        self.total = len(next(iter(arrays.values())))
+        self.only = np.arange(self.total) if only is None else only
 
     def __len__(self) -> int:
         return len(self.only)
 
     def __getitem__(self, at: tuple[int, int]) -> dict[str, Tensor]:
         step, place = at
+        again, place = divmod(place, len(self))
         row = int(self.only[place])
         item = {name: torch.from_numpy(np.array(a[row])) for name, a in self.arrays.items()}
+        index = row + again * self.total
         if self.change is not None:
-            item = self.change(item, step, row)
-        return {**item, "index": torch.tensor(row)}
+            item = self.change(item, step, index)
+        return {**item, "index": torch.tensor(index)}
 
 
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """The (step, row) pairs that one rank reads, a batch at a time, from step `first` on.
+    """The (step, place) pairs that one rank reads, a batch at a time, from step `first` on.
 
-    All ranks' batches of a step together are one global batch, cut from a permutation of the rows
-    that depends on seed and epoch alone: so training that is stopped goes on with the very batch
-    that it would have had, and two ranks read what one with twice the batch reads. Rows that do
-    not fill a last global batch sit out the epoch.
+    All ranks' batches of a step together are one global batch, cut from an order of the rows that
+    depends on seed and epoch alone: so training that is stopped goes on with the very batch that it
+    would have had, and two ranks read what one with twice the batch reads. Rows that do not fill a
+    last global batch sit out the epoch. The order is a permutation or, with shares, drawn with
+    replacement; what comes again in a step is told apart as `Rows` says.
 
     Args:
         rows: number of rows in the training split.
@@ -62,6 +74,7 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         rank, world: of this process.
         seed: of the permutations.
         first, last: steps to go through.
+        shares: (rows,) how often each row comes, relative to the others; None for once an epoch.
     """
 
     def __init__(
@@ -74,10 +87,12 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         seed: int,
         first: int,
         last: int,
+        shares: Tensor | None = None,
     ) -> None:
         self.rows, self.size, self.parts = rows, size, parts
         self.rank, self.world, self.seed = rank, world, seed
         self.first, self.last = first, last
+        self.shares = shares
 
     def __len__(self) -> int:
         """Batches of the whole training, those before `first` included, as Lightning counts."""
@@ -89,12 +104,33 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
         for step in range(self.first, self.last):
             epoch, place = divmod(step, self.rows // whole)
             if epoch != shown:
-                order = torch.randperm(self.rows, generator=generator(self.seed, "order", epoch))
-                shown = epoch
+                order, shown = self.order(epoch), epoch
             step_rows = order[place * whole : (place + 1) * whole].tolist()
+            if self.shares is not None:
+                step_rows = repeats_apart(step_rows, self.rows)
             for part in range(self.parts):
                 start = (part * self.world + self.rank) * self.size
                 yield [(step, row) for row in step_rows[start : start + self.size]]
+
+    def order(self, epoch: int) -> Tensor:
+        """Return the rows of an epoch, in their order."""
+        draw = generator(self.seed, "order", epoch)
+        if self.shares is None:
+            return torch.randperm(self.rows, generator=draw)
+        # Not torch.multinomial, which takes no more than 2²⁴ rows and 32 bits.
+        ends = self.shares.double().cumsum(0)
+        at = torch.rand(self.rows, generator=draw, dtype=torch.float64) * ends[-1]
+        return torch.searchsorted(ends, at, right=True).clamp(max=self.rows - 1)
+
+
+def repeats_apart(places: list[int], count: int) -> list[int]:
+    """Return places with `count` added to what comes a second time, twice that a third time, …"""
+    seen: Counter[int] = Counter()
+    apart = []
+    for place in places:
+        apart.append(place + seen[place] * count)
+        seen[place] += 1
+    return apart
 
 
 class CohortData(L.LightningDataModule):
@@ -123,6 +159,7 @@ class CohortData(L.LightningDataModule):
         self.make = rows
         self.whole_steps = whole_steps
         self.rows: dict[str, Rows] = {}
+        self.levels: np.ndarray | None = None
         whole = rows_per_step(config)
         if count < whole:
             raise InputError(
@@ -130,6 +167,15 @@ class CohortData(L.LightningDataModule):
                 "lower data.batch_size (or trainer.devices, trainer.accumulate) or use a larger "
                 "cohort"
             )
+
+    def balance(self, cohort: Cohort) -> None:
+        """Let the levels of `data.balance` come equally often in training.
+
+        Raises:
+            InputError: there is no such column, or all training rows have one level.
+        """
+        if self.config.data.balance is not None:
+            self.levels = level_numbers(cohort, self.config.data.balance)
 
     def setup(self, stage: str) -> None:
         """Pack what is not yet packed, every process its share."""
@@ -145,8 +191,9 @@ class CohortData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """One batch after the other, from the step that the trainer has reached to the last."""
         size, parts = self.config.data.batch_size, self.config.trainer.accumulate
+        rows = self.rows["train"]
         batches = StepBatches(
-            len(self.rows["train"]),
+            len(rows),
             size,
             parts,
             self.trainer.global_rank,
@@ -154,6 +201,7 @@ class CohortData(L.LightningDataModule):
             self.config.seed,
             self.trainer.global_step,
             self.config.trainer.max_steps,
+            None if self.levels is None else equal_shares(self.levels[rows.only]),
         )
         return self._loader("train", WholeSteps(batches) if self.whole_steps else batches)
 
@@ -180,11 +228,16 @@ class CohortData(L.LightningDataModule):
         return {**moved, "index": batch["index"]}
 
     def _loader(self, split: str, batches: Sampler | list) -> DataLoader:
+        workers = self.config.data.workers
+        # More workers than cores are the user's choice: they wait for disks too.
+        warnings.filterwarnings("ignore", ".*worker processes in total.*")
         return DataLoader(
             self.rows[split],
             batch_sampler=batches,
-            num_workers=self.config.data.workers,
-            persistent_workers=self.config.data.workers > 0,
+            num_workers=workers,
+            # A fork shares the memory maps; any other start would copy them whole.
+            multiprocessing_context="fork" if workers else None,
+            persistent_workers=workers > 0,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
             generator=torch.Generator(),  # leave torch's own alone
         )
@@ -209,3 +262,49 @@ def rows_per_step(config: TrainConfig) -> int:
     """Return how many rows one optimiser step sees, over all devices."""
     trainer = config.trainer
     return config.data.batch_size * trainer.devices * trainer.nodes * trainer.accumulate
+
+
+def level_numbers(cohort: Cohort, column: str) -> np.ndarray:
+    """Return the level of each training row in a column, numbered from 0; −1 where it has none.
+
+    Each text is a level, and each of ten bins of equal width over the numbers that there are.
+
+    Raises:
+        InputError: there is no such column, or the rows have fewer than two levels.
+    """
+    table = cohort.rows("train")
+    path = cohort.root / "participants.tsv"
+    if column not in table.columns:
+        there = ", ".join(name for name in table.columns if name not in ("participant_id", "split"))
+        raise InputError(f"data.balance: {path} has no column {column}; give one of {there}")
+    values = table[column]
+    if pd.api.types.is_numeric_dtype(values) and values.nunique() > 1:
+        bins = np.linspace(values.min(), values.max(), BINS + 1)
+        values = values.map(lambda value: np.searchsorted(bins[1:-1], value, "right"), "ignore")
+    numbers, levels = pd.factorize(values)
+    if len(levels) < 2:
+        raise InputError(
+            f"data.balance: column {column} of {path} has {len(levels)} levels in the training "
+            "rows, and nothing to balance; give another column, or null"
+        )
+    return numbers
+
+
+def equal_shares(levels: np.ndarray) -> Tensor:
+    """Return how often each row is to come, so that all levels come equally often.
+
+    Rows without a level (−1) come as often as if nothing was balanced: as a level of their own a
+    few of them would fill a large part of each epoch.
+
+    Args:
+        levels: (N,) integers.
+
+    Returns:
+        float64 (N,) that sum to N.
+    """
+    known = levels >= 0
+    shares = np.ones(len(levels))
+    found, counts = np.unique(levels[known], return_counts=True)
+    share = known.sum() / len(found) / counts
+    shares[known] = share[np.searchsorted(found, levels[known])]
+    return torch.from_numpy(shares)

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from brain_ldm.cohorts.cohort import Cohort, open_cohort
+from brain_ldm.cohorts.cohort import Cohort
+from brain_ldm.cohorts.findings import warn, write_findings
+from brain_ldm.cohorts.validation import SeveralErrors, survey, validate
 from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, Model, open_model, save_model
 from brain_ldm.sweep import RESULT, Interrupted, write_result
@@ -39,6 +41,7 @@ from brain_ldm.training.loggers import (
     make_loggers,
     upload_model,
 )
+from brain_ldm.training.packed import slug
 from brain_ldm.training.pictures import check_pictures
 from brain_ldm.training.resume import check_origin, find_checkpoint, resolved, save_origin
 from brain_ldm.training.trainer import check_trainer, make_trainer, prepare
@@ -51,10 +54,11 @@ BUILDERS = {
 }
 NEEDED_COLUMNS = {
     AutoencoderTask: [],
-    DiffusionTask: [],
     SegmenterTask: ["ventricular_volume", "brain_volume"],
     BrainAgeTask: ["age"],
 }
+FINDINGS = "findings.tsv"  # in the run's folder: what was found wrong with the cohort
+VOXELS = "voxels.json"  # in the cohort's cache: what is known of its images' voxels
 HEALTH_ROWS = 32  # images that the report on the latent is made from
 
 
@@ -78,22 +82,28 @@ def train(config: TrainConfig) -> float | None:
         return json.loads((out / RESULT).read_text())["value"]
     check_trainer(config)
     check_logger(config.logger)
-    need = NEEDED_COLUMNS[type(config.task)]
-    if isinstance(config.task, DiffusionTask):
-        need = config.task.covariates
-    cohort = open_cohort(config.data.cohort, need=need)
     with claimed(out), own_processes(config.out), interruptible(out):
         L.seed_everything(config.seed, verbose=False)
-        module, data = BUILDERS[type(config.task)](config, cohort)
-        check_pictures(config.pictures, module.model)
-        sources = {}
-        if isinstance(module.model, Diffusion):
-            sources["autoencoder"] = module.model.autoencoder.hash
-        if checkpoint:
-            check_origin(config, cohort, sources, checkpoint.parents[1])
+        seen = survey(config.data.cohort, needed_columns(config))
+        if seen.cohort is not None:  # first what may be wrong elsewhere: voxels take minutes
+            module, data = BUILDERS[type(config.task)](config, seen.cohort)
+            data.balance(seen.cohort)
+            check_pictures(config.pictures, module.model)
+            sources = {}
+            if isinstance(module.model, Diffusion):
+                sources["autoencoder"] = module.model.autoencoder.hash
+            if checkpoint:
+                check_origin(config, seen.cohort, sources, checkpoint.parents[1])
+        memory = Path(config.data.cache) / slug(config.data.cohort) / VOXELS
+        warnings = validate(seen, memory, run / FINDINGS, first)
+        cohort = seen.cohort
         prepare(module, config)
         if first:
             save_origin(config, cohort, sources, run)
+            (run / FINDINGS).unlink(missing_ok=True)
+            if warnings:
+                warn(warnings)
+                write_findings(warnings, run / FINDINGS)
             (out / RESULT).unlink(missing_ok=True)
             if checkpoint:
                 take_over(checkpoint, run / "checkpoints")
@@ -112,6 +122,13 @@ def train(config: TrainConfig) -> float | None:
         finally:
             close_loggers(loggers, failed)
     return value
+
+
+def needed_columns(config: TrainConfig) -> list[str]:
+    """Return the columns of participants.tsv that the task cannot do without."""
+    if isinstance(config.task, DiffusionTask):
+        return config.task.covariates
+    return NEEDED_COLUMNS[type(config.task)]
 
 
 def fit(
@@ -138,7 +155,10 @@ def fit(
 
 @contextmanager
 def claimed(out: Path) -> Iterator[None]:
-    """Make `<out>/run`; take it away again if a mistake is found before there is a checkpoint."""
+    """Make `<out>/run`; take it away again if a mistake is found before there is a checkpoint.
+
+    It stays where it holds the list of a cohort's errors.
+    """
     run = out / "run"
     made = [folder for folder in (run, out, *out.parents) if not folder.exists()]
     try:
@@ -147,8 +167,9 @@ def claimed(out: Path) -> Iterator[None]:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     try:
         yield
-    except InputError:
-        if made and first_rank() and not (run / "checkpoints").exists():
+    except InputError as error:
+        kept = isinstance(error, SeveralErrors) or (run / "checkpoints").exists()
+        if made and first_rank() and not kept:
             shutil.rmtree(run, ignore_errors=True)
             for folder in made[1:]:
                 with suppress(OSError):  # another run lies there by now

@@ -21,6 +21,7 @@ import torch
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.progress import track
+from brain_ldm.training.config import Storage
 
 KEY, DONE = "key.json", "done.npy"
 
@@ -164,17 +165,49 @@ def slug(path: str | Path) -> str:
     return "_".join(part for part in Path(path).parts if part not in ("/", ".", ".."))
 
 
-def packed_images(cohort: Cohort, rows: pd.DataFrame, folder: Path, team: Team) -> np.ndarray:
-    """Return the images of `rows` as float16 (N, X, Y, Z); every volume is checked on the way."""
+class Levels:
+    """Intensities in 0..1 that are stored as the nearest of 256 levels; rows are read as numbers.
+
+    Args:
+        stored: uint8 (N, ...), memory-mapped.
+    """
+
+    def __init__(self, stored: np.ndarray) -> None:
+        self.stored = stored
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """Return one row as float32; no voxel is off by more than 1/510."""
+        return np.divide(self.stored[row], 255, dtype=np.float32)
+
+
+def packed_images(
+    cohort: Cohort,
+    rows: pd.DataFrame,
+    folder: Path,
+    team: Team,
+    storage: Storage = Storage.float16,
+) -> np.ndarray | Levels:
+    """Return the images of `rows`, (X, Y, Z) each; every volume is checked on the way.
+
+    Stored as uint8 they lie in another folder, beside this one, and are read as float32.
+    """
     ids = list(rows["participant_id"])
     key = {"cohort": cohort.content_hash(), "participants": ids}
-    arrays = {"images": (tuple(cohort.grid.shape), "float16")}
+    coarse = storage is Storage.uint8
+    if coarse:
+        folder = folder.with_name(f"{folder.name}_{storage.value}")
+    arrays = {"images": (tuple(cohort.grid.shape), storage.value)}
 
     def compute(wanted: Sequence[int]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         for row in shown(wanted, "reading images", team):
-            yield row, {"images": cohort.read(ids[row])}
+            image = cohort.read(ids[row])
+            yield row, {"images": np.rint(255 * image) if coarse else image}
 
-    return packed(folder, key, len(ids), arrays, compute, team)["images"]
+    images = packed(folder, key, len(ids), arrays, compute, team)["images"]
+    return Levels(images) if coarse else images
 
 
 def shown(items: Sequence, description: str, team: Team) -> Iterable:

@@ -53,6 +53,11 @@ def test_real_heads_come_with_skull_and_counted_volumes(cohort):
         assert json.loads(Path(sidecar).read_text())["SkullStripped"] is False
 
 
+def test_each_row_names_its_label_map(cohort):
+    assert set(cohort.table["label_map"]) == {"seg_03"}
+    assert "Description" in json.loads((cohort.root / "participants.json").read_text())["label_map"]
+
+
 def test_real_heads_lie_in_mni_space_with_left_on_the_left(cohort):
     labels, affine = cohort.read_labels(cohort.table["participant_id"][0])
 

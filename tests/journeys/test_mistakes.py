@@ -75,6 +75,47 @@ def test_a_damaged_cohort_stops_training_before_it_begins(one_line, cohort, work
     assert not list(Path("models").glob("*"))
 
 
+def test_several_mistakes_of_a_cohort_are_told_at_once(run_command, cohort, workplace):
+    for damage in (unknown_sex, truncated):
+        damage(cohort)
+    nib.save(nib.Nifti1Image(np.zeros((8, 8, 8), np.float32), np.eye(4)), image(cohort, "sub-005"))
+    code, _, err = run_command("train", "experiment=brain_age_demo", "data.batch_size=4")
+    assert code == 2 and "Traceback" not in err
+    *table, last = err.strip().splitlines()
+    assert [line.split()[0] for line in table] == ["severity", "error", "error", "error"]
+    assert "row 1 (sub-000)" in err and "sub-003/anat" in err and "sub-005/anat" in err
+    report = Path("models/brain_age_demo/run/findings.tsv")
+    assert last == (
+        f"train: 3 errors in cohorts/phantom_measure: see the table above, all in {report}"
+    )
+    assert len(report.read_text().splitlines()) == 4
+    assert not list(workplace.rglob("weights.safetensors"))
+
+
+def test_warnings_about_a_cohort_do_not_stop_training(run_command, cohort):
+    edit_table(cohort, lambda table: table.assign(age=["n/a", "n/a", *table["age"][2:]]))
+    shutil.copy(image(cohort, "sub-003"), image(cohort, "sub-004"))
+    options = [
+        "experiment=brain_age_demo", "task.network.channels=[2,4]", "trainer.max_steps=1",
+        "data.batch_size=4",
+    ]  # fmt: skip
+    code, _, err = run_command("train", *options)
+    assert code == 0
+    told = err.strip().splitlines()
+    assert len(told) == 2 and all(line.startswith("warning: ") for line in told)
+    assert "column age: 2 of 24 rows have no value" in told[0]
+    assert "sub-004" in told[1] and "the same voxels as sub-003" in told[1]
+    assert len(Path("models/brain_age_demo/run/findings.tsv").read_text().splitlines()) == 3
+
+
+def test_a_column_that_cannot_be_balanced(one_line, trainings, workplace):
+    line = one_line("train", *trainings["diffusion"], "data.balance=site")
+    assert "data.balance" in line and "no column site" in line and "sex" in line
+    line = one_line("train", *trainings["autoencoder"], "data.balance=split")
+    assert "column split" in line and "nothing to balance" in line
+    assert not Path("models").exists()
+
+
 def test_what_is_not_there(one_line, workplace, cohort):
     assert "experiment/ae_dmo" in one_line("train", "experiment=ae_dmo")
     line = one_line("train", "experiment=ae_demo", f"data.cohort={cohort}")

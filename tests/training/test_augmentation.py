@@ -8,6 +8,7 @@ import torchio as tio
 
 from brain_ldm.errors import InputError
 from brain_ldm.training.augmentation import (
+    applied,
     augment,
     check_augmentation,
     draw_transforms,
@@ -104,6 +105,21 @@ def test_one_probability_does_not_change_what_another_gives():
     (alone,) = draw_transforms(only(affine=1.0), generator(3))
     _, beside, *_ = draw_transforms(AugmentationConfig(**ALWAYS), generator(3))
     assert alone.scales == beside.scales and alone.translation == beside.translation
+
+
+def test_every_transform_is_torchios(image):
+    image = torch.from_numpy(image) - 0.01  # some below zero
+    config = AugmentationConfig(**ALWAYS, translation=3.0, scale=0.2, shift=0.1, gamma=0.3)
+    kinds = set()
+    for seed in range(20):
+        for transform in draw_transforms(config, generator(seed)):
+            subject = tio.Subject(image=tio.ScalarImage(tensor=image[None], affine=np.eye(4)))
+            theirs = transform.apply_transform(subject)["image"].data[0]
+            if isinstance(transform, tio.Gamma):
+                theirs = theirs.clamp(min=0)
+            assert torch.allclose(applied(transform, image), theirs, rtol=0, atol=1e-6)
+            kinds.add(type(transform))
+    assert len(kinds) == 4
 
 
 def test_the_flip_is_left_right(image):

@@ -1,57 +1,71 @@
-"""Synthetic contrast: what the segmenter learns from."""
+"""Training the segmenter on label maps."""
 
-import numpy as np
 import pytest
 import torch
 
-from brain_ldm.cohorts.labels import GROUPS
-from brain_ldm.training.randomness import generator
-from brain_ldm.training.synthesis import CLASSES, LABELS, compact, deform, intensities, synthesise
+from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter
+from brain_ldm.networks.config import SegmenterConfig
+from brain_ldm.networks.segmenter import located
+from brain_ldm.training.config import DataConfig, SegmenterTask, TrainConfig, TrainerConfig
+from brain_ldm.training.packed import Team
+from brain_ldm.training.segmenter import SegmenterTraining, build
+from brain_ldm.training.synthesis import CLASSES
+
+SMALL = SegmenterConfig([4, 4, 8, 8, 8, 4])
 
 
-@pytest.fixture(scope="module")
-def labels(tiny_cohort):
-    found, _ = tiny_cohort.read_labels(tiny_cohort.table["participant_id"][0])
-    return torch.from_numpy(compact(found))
+@pytest.fixture
+def config(tiny_cohort, tmp_path):
+    return TrainConfig(
+        task=SegmenterTask(network=SMALL, coarse=0.5),
+        data=DataConfig(cohort=str(tiny_cohort.root), cache=str(tmp_path / "caches")),
+        trainer=TrainerConfig(max_steps=4),
+    )
 
 
-def test_compact_keeps_every_label_and_its_class():
-    numbers = np.array(LABELS).reshape(1, 1, -1)
-    assert [LABELS[i] for i in compact(numbers).ravel()] == LABELS
-    assert LABELS[int(compact(np.array([[[9999]]]))[0, 0, 0])] == 0
+def test_rows_are_drawn_afresh_at_every_step_and_coarse_at_first(config, tiny_cohort):
+    _, data = build(config, tiny_cohort)
+    rows = data.make("train", Team())
+    shapes = [tuple(rows[step, 0]["image"].shape) for step in range(4)]
+    assert shapes == [(16, 16, 16)] * 2 + [(32, 32, 32)] * 2
+    assert rows[3, 0]["shares"].shape == (len(CLASSES), 32, 32, 32)
+    assert torch.equal(rows[3, 0]["image"], rows[3, 0]["image"])
+    assert not torch.equal(rows[2, 0]["image"], rows[3, 0]["image"])
 
 
-def test_a_pair_is_an_image_in_range_and_shares_that_sum_to_one(labels):
-    image, shares = synthesise(labels, 2, 0.5, generator(1))
-    assert image.shape == (1, 32, 32, 32) and shares.shape == (len(CLASSES), 32, 32, 32)
-    assert float(image.min()) >= 0 and float(image.max()) <= 1
-    assert torch.allclose(shares.sum(dim=0), torch.ones(()))
-    assert all(float(shares[CLASSES.index(name)].sum()) > 0 for name in ("grey", "ventricle"))
+def test_validation_rows_are_the_cohorts_images_with_their_volumes(config, tiny_cohort):
+    _, data = build(config, tiny_cohort)
+    rows = data.make("val", Team())
+    table = tiny_cohort.rows("val")
+    assert len(rows) == len(table)
+    item = rows[-1, 1]
+    assert float(item["brain_volume"]) == pytest.approx(table["brain_volume"][1])
+    expected = torch.from_numpy(tiny_cohort.read(table["participant_id"][1]))
+    assert torch.allclose(item["image"].float(), expected, atol=1e-3)
 
 
-def test_a_pair_depends_on_its_generator_alone(labels):
-    again = [synthesise(labels, 2, 0.5, generator(1, 2, 3)) for _ in range(2)]
-    other = synthesise(labels, 2, 0.5, generator(1, 2, 4))
-    assert torch.equal(again[0][0], again[1][0]) and torch.equal(again[0][1], again[1][1])
-    assert not torch.equal(again[0][0], other[0])
+def training():
+    grid = GridConfig([8, 8, 8], torch.eye(4).tolist())
+    model = Segmenter(SavedSegmenter(grid=grid, network=SMALL, classes=CLASSES))
+    return SegmenterTraining(model, SegmenterTask(), seed=0, max_steps=10)
 
 
-def test_contrast_varies_and_t1_order_is_kept_where_asked():
-    def mean_of(name, means):
-        return float(means[[LABELS.index(label) for label in GROUPS[name]]].mean())
-
-    orders = set()
-    for seed in range(30):
-        means, spreads = intensities(0.0, generator(seed))
-        assert (spreads >= 0).all()
-        orders.add(mean_of("grey", means) < mean_of("white", means))
-        means, _ = intensities(1.0, generator(seed))
-        assert mean_of("csf", means) < mean_of("grey", means) < mean_of("white", means)
-    assert orders == {True, False}
+def test_the_loss_is_least_at_the_true_shares():
+    shares = torch.rand(1, len(CLASSES), 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    shares = shares.softmax(dim=1)
+    dice = training().dice
+    at_truth = shares.log().requires_grad_()
+    least = dice(at_truth, shares)
+    assert float(least) == pytest.approx(0, abs=1e-5)
+    for sharper in (0.5, 2.0, 4.0):
+        assert dice(shares.log() * sharper, shares) > least + 0.01
 
 
-def test_deformation_moves_labels_but_invents_none(labels):
-    moved = deform(labels, generator(5))
-    assert set(moved.unique().tolist()) <= set(labels.unique().tolist())
-    changed = float((moved != labels).float().mean())
-    assert 0.01 < changed < 0.6
+def test_the_network_is_told_where_it_looks_at_any_voxel_size():
+    coarse, fine = (located(torch.zeros(2, 1, n, n, n)) for n in (4, 8))
+    assert coarse.shape == (2, 4, 4, 4, 4)
+    x, y, z = fine[1, 1:]
+    assert torch.equal(x, x.flip(0)) and torch.equal(y, -y.flip(1))  # sides alike, y and z not
+    for corner in ((0, 0, 0), (-1, -1, -1), (0, -1, 0)):
+        assert torch.equal(coarse[0, 1:, *corner], fine[0, 1:, *corner])
+    assert z[0, 0].tolist() == pytest.approx(torch.linspace(-1, 1, 8).tolist())

@@ -1,0 +1,99 @@
+"""A cohort that grows: what `preprocess` asks of the writer."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from brain_ldm.cohorts.cohort import assign_split, open_cohort
+from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.cohorts.writer import CohortWriter
+
+GRID = VoxelGrid((12, 14, 10), np.diag([4.0, 4.0, 4.0, 1.0]))
+
+
+def writer(root, **changes):
+    extra = {"subject": {"Description": "Person"}}
+    arguments = {"synthetic": False, "extra_columns": extra, "grows": True, **changes}
+    return CohortWriter(root, "Test", {"Name": "test"}, GRID, **arguments)
+
+
+def add(made, index, **more):
+    image = np.random.default_rng(index).random(GRID.shape, dtype=np.float32)
+    row = {"participant_id": f"sub-{index:02d}", "subject": f"sub-{index:02d}", "age": 50.0}
+    made.add({**row, **more}, image)
+
+
+@pytest.fixture
+def root(tmp_path):
+    made = writer(tmp_path / "cohort")
+    add(made, 1)
+    add(made, 2)
+    made.finish()
+    return tmp_path / "cohort"
+
+
+def read(root):
+    return pd.read_csv(root / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+
+
+def test_brains_that_arrive_later_join_a_finished_cohort(root):
+    later = writer(root)
+    assert later.finished and set(later.done()) == {"sub-01", "sub-02"}
+    add(later, 0)
+    later.finish()
+    assert open_cohort(root).table["participant_id"].tolist() == ["sub-00", "sub-01", "sub-02"]
+
+
+def test_rows_may_be_left_out_and_come_back(root):
+    again = writer(root)
+    again.finish([again.done()["sub-02"]])
+    assert read(root)["participant_id"].tolist() == ["sub-02"]
+    writer(root).finish()
+    assert read(root)["participant_id"].tolist() == ["sub-01", "sub-02"]
+
+
+def test_what_others_added_to_the_table_stays(root):
+    table = read(root)
+    table["ventricular_volume"] = ["20000", "31000.5"]
+    table["measured_brain_volume"] = ["1100000.25", "1200000"]
+    table.to_csv(root / "participants.tsv", sep="\t", index=False)
+    described = json.loads((root / "participants.json").read_text())
+    described["measured_brain_volume"] = {"Description": "Measured", "Units": "mm3"}
+    (root / "participants.json").write_text(json.dumps(described))
+
+    again = writer(root)
+    add(again, 3, ventricular_volume=15000.0)
+    again.finish()
+
+    table = read(root)
+    assert table["ventricular_volume"].tolist() == ["20000", "31000.5", "15000.0"]
+    assert table["measured_brain_volume"].tolist() == ["1100000.25", "1200000", "n/a"]
+    described = json.loads((root / "participants.json").read_text())
+    assert described["measured_brain_volume"]["Units"] == "mm3"
+
+
+def test_scans_of_one_person_share_a_split(tmp_path):
+    made = writer(tmp_path / "cohort")
+    for index in range(12):
+        add(made, index, subject="sub-anna" if index % 2 else "sub-berta")
+    made.finish()
+    splits = read(tmp_path / "cohort").groupby("subject")["split"].agg(set)
+    assert splits["sub-anna"] == {assign_split("sub-anna")}
+    assert splits["sub-berta"] == {assign_split("sub-berta")}
+
+
+def test_shards_that_begin_together_share_a_folder(tmp_path):
+    (tmp_path / "cohort" / ".unfinished").mkdir(parents=True)  # another shard is that far
+    add(writer(tmp_path / "cohort"), 1)
+    add(writer(tmp_path / "cohort"), 2)
+    assert set(writer(tmp_path / "cohort").done()) == {"sub-01", "sub-02"}
+
+
+def test_a_sidecar_says_where_an_image_came_from(tmp_path):
+    made = writer(tmp_path / "cohort")
+    image = np.zeros(GRID.shape, np.float32)
+    made.add({"participant_id": "sub-01"}, image, sidecar={"Sources": ["raw/01.nii.gz"]})
+    (path,) = (tmp_path / "cohort").glob("sub-01/anat/*_T1w.json")
+    assert json.loads(path.read_text()) == {"SkullStripped": True, "Sources": ["raw/01.nii.gz"]}
