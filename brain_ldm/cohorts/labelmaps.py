@@ -250,7 +250,7 @@ def _align(path: Path, labels: np.ndarray, affine: np.ndarray, resolution: int) 
     # ventricle.
     picture = np.array([0, 0.2, 0.6, 0.85, 0.2], dtype=np.float32)[groups]
     picture = ndimage.gaussian_filter(picture, 0.8)[::2, ::2, ::2]
-    matrix, _ = register_rigid(target, target_affine, picture, affine @ coarser)
+    matrix, _ = register_rigid(target, target_affine, picture, affine @ coarser, mask=target > 0)
 
     def resample(image: np.ndarray, at: np.ndarray, shape, to: np.ndarray) -> np.ndarray:
         transform = np.linalg.inv(at) @ matrix @ to

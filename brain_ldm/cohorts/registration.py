@@ -12,7 +12,7 @@ FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Rotations that are tried: 20 degrees apart, as far as 60 about any axis. No head lies farther from
 # what its affine says, unless that is wrong; and then left may be right, which none can tell.
 APART, FARTHEST = 20.0, 60.0
-SEARCH, COARSE, FINE = 10.0, 5.0, 3.0  # mm, voxels of the three steps
+SEARCH, COARSE, FINE = 8.0, 5.0, 3.0  # mm, voxels of the three steps
 CANDIDATES = 4  # poses of the search that are followed
 PASSES = 2  # of the last step
 NEIGHBOURHOOD = 16.0  # mm, sigma of the surroundings that contrast is measured in
@@ -54,39 +54,67 @@ def register_rigid(
     Args:
         fixed, moving: (X, Y, Z) of any shape, orientation and voxel size; finite.
         fixed_affine, moving_affine: (4, 4) voxel to world in mm.
-        mask: bool, of the fixed image's shape: what is compared; everything if not given.
+        mask: bool, of the fixed image's shape: what is compared; if not given, where the
+            fixed image is not 0.
 
     Returns:
         (4, 4) rigid matrix from fixed to moving world, and the correlation that was reached.
     """
     if mask is None:
-        mask = np.ones(fixed.shape, dtype=bool)
+        mask = fixed != 0
     where = _upright(mask, fixed_affine, FINE)
-    target = _normalised(_upright(fixed, fixed_affine, FINE), where.voxels)
-    # Or what lies outside would enter the coarser levels.
-    target = _Image(np.where(where.voxels > 0.5, target.voxels, 0), target.affine)
+    target = _upright(fixed, fixed_affine, FINE)
+    normal = normalise_locally(target.voxels, where.voxels, FINE)
+    # What lies outside would enter the coarser levels.
+    target = _Image(np.where(where.voxels > 0.5, normal, 0), target.affine)
     scan = _upright(moving, moving_affine, FINE, margin=MARGIN)
     foreground = scan.voxels[scan.voxels > scan.voxels.mean()]
     if foreground.size:
         top = np.percentile(foreground, BRIGHT)
         scan = _Image(np.minimum(scan.voxels, top), scan.affine)
-    source = _normalised(scan, np.ones_like(scan.voxels))
+    source = _Image(normalise_locally(scan.voxels, np.ones_like(scan.voxels), FINE), scan.affine)
 
     def level(step: float) -> tuple[_Image, _Image, _Image]:
         return tuple(_upright(i.voxels, i.affine, step) for i in (target, where, source))
 
     centre = _centre(where)
-    starts = _search(*level(SEARCH), centre)
+    # The centre of a brain lies in the head, not in the air.
+    around = ndimage.gaussian_filter(scan.voxels - scan.voxels.min(), NEIGHBOURHOOD / FINE)
+    head = _upright(around > around.mean(), scan.affine, SEARCH).voxels > 0.5
+    starts = _search(*level(SEARCH), centre, head)
     coarse = level(COARSE)
     found = max((_descend(*coarse, start, centre, 4.0) for start in starts), key=lambda f: f[0])
     # So far the scan's scale heeds what lies around the brain, and the template's does not.
     for _ in range(PASSES):
         pull = np.linalg.inv(found[1])
         inside = _sampled(where.voxels, where.affine, pull @ scan.affine, scan.voxels.shape)
-        source = _normalised(scan, inside)
+        source = _Image(normalise_locally(scan.voxels, inside, FINE), scan.affine)
         found = _descend(target, where, source, found[1], centre, 1.0)
     value, similarity = found
     return _rigid(similarity, centre), value
+
+
+def normalise_locally(voxels: np.ndarray, weight: np.ndarray, step: float) -> np.ndarray:
+    """How far each voxel is from the mean around it, in the standard deviations around it.
+
+    Around it is what a Gaussian with a sigma of 16 mm weighs. Flat parts have a deviation of at
+    least a tenth of the largest.
+
+    Args:
+        voxels: (X, Y, Z).
+        weight: (X, Y, Z), how much each voxel counts for those around it, as a mask does.
+        step: edge of a voxel in mm.
+
+    Returns:
+        (X, Y, Z).
+    """
+    sigma = NEIGHBOURHOOD / step
+    total = ndimage.gaussian_filter(weight, sigma) + 1e-3
+    mean = ndimage.gaussian_filter(weight * voxels, sigma) / total
+    square = ndimage.gaussian_filter(weight * voxels**2, sigma) / total
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    least = LEAST_CONTRAST * (weight * deviation).max() + np.finfo(np.float32).tiny
+    return (voxels - mean) / (deviation + least)
 
 
 def to_itk(matrix: np.ndarray) -> np.ndarray:
@@ -112,24 +140,7 @@ def _sampled(
     voxels: np.ndarray, affine: np.ndarray, at: np.ndarray, shape: tuple, outside: float = 0.0
 ) -> np.ndarray:
     pull = np.linalg.inv(affine) @ at
-    return ndimage.affine_transform(
-        voxels, pull[:3, :3], pull[:3, 3], shape, order=1, cval=outside
-    )
-
-
-def _normalised(image: _Image, weight: np.ndarray) -> _Image:
-    """How far each voxel is from the mean around it, in the standard deviations around it.
-
-    Args:
-        weight: (X, Y, Z) of the image, how much each voxel counts for its neighbours.
-    """
-    sigma = NEIGHBOURHOOD / image.affine[0, 0]
-    total = ndimage.gaussian_filter(weight, sigma) + 1e-3
-    mean = ndimage.gaussian_filter(weight * image.voxels, sigma) / total
-    square = ndimage.gaussian_filter(weight * image.voxels**2, sigma) / total
-    deviation = np.sqrt(np.maximum(square - mean**2, 0))
-    least = LEAST_CONTRAST * (weight * deviation).max() + np.finfo(np.float32).tiny
-    return _Image((image.voxels - mean) / (deviation + least), image.affine)
+    return ndimage.affine_transform(voxels, pull[:3, :3], pull[:3, 3], shape, order=1, cval=outside)
 
 
 def _centre(where: _Image) -> np.ndarray:
@@ -147,17 +158,20 @@ def _rotations() -> np.ndarray:
 
 
 def _search(
-    target: _Image, where: _Image, source: _Image, centre: np.ndarray
+    target: _Image, where: _Image, source: _Image, centre: np.ndarray, head: np.ndarray
 ) -> list[np.ndarray]:
-    """The best poses (4, 4) by masked normalised correlation, best first."""
+    """The best poses (4, 4) by masked normalised correlation, best first.
+
+    Args:
+        centre: of the fixed image, in mm.
+        head: bool, of the moving image's shape: where the centre may come to lie.
+    """
     step = float(source.affine[0, 0])
     # A box about the centre that holds the mask however it is turned.
     inside = np.argwhere(where.voxels > 0.5) @ where.affine[:3, :3].T + where.affine[:3, 3]
     half = int(np.ceil(np.linalg.norm(inside - centre, axis=1).max() / step))
     box = (2 * half + 1,) * 3
     size = [fft.next_fast_len(n + 2 * half, real=True) for n in source.voxels.shape]
-    edge = round(MARGIN / step)
-    within = tuple(slice(edge, n - edge) for n in source.voxels.shape)
     scan = source.voxels.astype(float)
     spectrum, spectrum_of_squares = fft.rfftn(scan, size), fft.rfftn(scan**2, size)
 
@@ -180,12 +194,13 @@ def _search(
         variance = np.maximum(variance, 0.1 * variance.max())
         value = correlated(weight * picture, spectrum)
         value /= np.sqrt(variance * (weight * picture**2).sum())
-        # By the place of the box's centre, which lies in the scan and not in the margin.
-        value = np.roll(value, half, axis=(0, 1, 2))[within]
+        # By where the box's centre comes to lie.
+        value = np.roll(value, half, axis=(0, 1, 2))[tuple(map(slice, head.shape))]
+        value = np.where(head, value, -1)
         place = np.unravel_index(value.argmax(), value.shape)
         pose = np.eye(4)
         pose[:3, :3] = turn
-        pose[:3, 3] = source.affine[:3, 3] + step * (np.array(place) + edge) - turn @ centre
+        pose[:3, 3] = source.affine[:3, 3] + step * np.array(place) - turn @ centre
         poses.append((value.max(), pose))
     poses.sort(key=lambda found: -found[0])
     return [pose for _, pose in poses[:CANDIDATES]]

@@ -10,9 +10,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from brain_ldm.cohorts.grid import VoxelGrid, paper_grid
-from brain_ldm.cohorts.registration import register_rigid, to_itk
+from brain_ldm.cohorts.registration import BRIGHT, normalise_locally, register_rigid, to_itk
 
-SIGMA = 4.0  # mm, of the smoothing before a scan is compared with the template
+# mm: voxels in which a scan is compared with the template, and sigma of the smoothing before.
+COMPARED, SIGMA = 4, 4.0
 CLOSING = 6  # mm that sulci and cisterns are closed over
 # Full width at half maximum of a Gaussian in standard deviations.
 FULL_WIDTH = 2.3548
@@ -22,8 +23,8 @@ REACH = 12  # voxels; beyond them a voxel has no part in a cubic spline
 def register_to_template(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Where each point of MNI space lies in a T1w scan, rigidly.
 
-    For whole heads and brains alike, in any orientation of storage and any voxel size; the head
-    may be turned by 60 degrees or more from what `affine` says, and lie anywhere.
+    For whole heads and brains alike, in any orientation of storage and any voxel size. A head may
+    lie anywhere, turned by up to 60 degrees from where `affine` has it upright.
 
     Args:
         voxels: (X, Y, Z), finite.
@@ -40,21 +41,22 @@ def register_to_template(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
 def template_correlation(image: np.ndarray, grid: VoxelGrid) -> float:
     """How well an image in MNI space fits the template: Pearson's r inside the brain.
 
-    Both are first smoothed by a Gaussian with a sigma of 4 mm.
+    Both are first averaged to 4 mm, normalised locally (so that a bias field costs little, and a
+    brain's outline alone gives little) and smoothed by a Gaussian with a sigma of 4 mm. Whole heads
+    in place gave .57 to .78, pitched by 20 degrees .32 to .49, and back to front .25 to .38.
 
     Args:
         image: (X, Y, Z) on `grid`, T1w.
         grid: a paper grid, 1, 2 or 4 mm.
 
     Returns:
-        -1..1; 0 for a constant image.
+        -1..1; 0 for an image that is constant in the brain.
     """
-    template, brain = _smooth_template(round(grid.resolution))
-    smooth = ndimage.gaussian_filter(image.astype(np.float32), SIGMA / grid.resolution)
-    a, b = smooth[brain].astype(float), template[brain].astype(float)
-    if np.ptp(a) == 0:
+    coarse = _blocks(image, COMPARED // round(grid.resolution))
+    brain = _brain(COMPARED)
+    if np.ptp(coarse[brain]) == 0:
         return 0.0
-    return float(np.corrcoef(a, b)[0, 1])
+    return float(np.corrcoef(_comparable(coarse)[brain], _comparable_template()[brain])[0, 1])
 
 
 def resample(
@@ -95,9 +97,7 @@ def resample(
         scan, pull[:3, :3], pull[:3, 3] - start, fine.shape, order=3, cval=low
     )
     np.clip(image, low, high, out=image)
-    k = resolution
-    x, y, z = grid.shape
-    return image.reshape(x, k, y, k, z, k).mean(axis=(1, 3, 5), dtype=np.float32)
+    return _blocks(image, resolution)
 
 
 def brain_mask(grid: VoxelGrid) -> np.ndarray:
@@ -158,16 +158,24 @@ def _template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @lru_cache(maxsize=3)
 def _brain(resolution: int) -> np.ndarray:
     _, brain, affine = _template()
-    return _onto(brain.astype(np.float32), affine, resolution) > 0.5
+    return resample(brain.astype(np.float32), affine, np.eye(4), resolution) > 0.5
 
 
-@lru_cache(maxsize=3)
-def _smooth_template(resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """The template on a paper grid, smoothed, and its brain."""
+@lru_cache(maxsize=1)
+def _comparable_template() -> np.ndarray:
     voxels, _, affine = _template()
-    smooth = ndimage.gaussian_filter(_onto(voxels, affine, resolution), SIGMA / resolution)
-    return smooth, _brain(resolution)
+    return _comparable(resample(voxels, affine, np.eye(4), COMPARED))
 
 
-def _onto(voxels: np.ndarray, affine: np.ndarray, resolution: int) -> np.ndarray:
-    return resample(voxels, affine, np.eye(4), resolution)
+def _comparable(image: np.ndarray) -> np.ndarray:
+    """An image on the 4 mm grid, normalised within the brain and smoothed; 0 outside it."""
+    brain = _brain(COMPARED)
+    cut = np.minimum(image, np.percentile(image[brain], BRIGHT))
+    normal = normalise_locally(cut, brain.astype(np.float32), COMPARED)
+    return ndimage.gaussian_filter(np.where(brain, normal, 0), SIGMA / COMPARED)
+
+
+def _blocks(image: np.ndarray, k: int) -> np.ndarray:
+    """Means of blocks of k³ voxels; float32."""
+    x, y, z = (n // k for n in image.shape)
+    return image.reshape(x, k, y, k, z, k).mean(axis=(1, 3, 5), dtype=np.float32)

@@ -59,7 +59,7 @@ def preprocess(config: PreprocessConfig) -> Path:
             **sources.extra_columns,
             SCORE: {
                 "Description": "Pearson correlation with the MNI152 template inside its brain, "
-                "both smoothed by a Gaussian of sigma 4 mm"
+                "both normalised locally and smoothed by a Gaussian of sigma 4 mm"
             },
         },
         grows=True,

@@ -44,10 +44,10 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
 
     def draw(item: dict[str, Tensor], step: int, row: int) -> dict[str, Tensor]:
         drawn = generator(config.seed, step, row)
-        seen = item["labels"]
+        seen, resolution = item["labels"], cohort.grid.resolution
         if step < config.task.coarse * config.trainer.max_steps:
-            seen = seen[::2, ::2, ::2]
-        image, shares = synthesise(seen, factor, config.task.t1_share, drawn)
+            seen, resolution = seen[::2, ::2, ::2], 2 * resolution
+        image, shares = synthesise(seen, factor, resolution, config.task.t1_share, drawn)
         return {"image": image, "shares": shares}
 
     def rows(split: str, team: Team) -> Rows:

@@ -62,6 +62,7 @@ STRIPPED = 0.4  # probability that the image shows the brain alone
 RIM_STRIPPED = 0.25  # of those: that CSF is taken off with the skull
 SILENT_AIR = 0.5  # probability that air is zero and not noise
 THICK_SLICES = 0.3  # probability of slices thicker than the image's voxels, along one axis
+THICKEST = 6.0  # mm
 
 
 def compact(labels: np.ndarray) -> np.ndarray:
@@ -73,13 +74,14 @@ def compact(labels: np.ndarray) -> np.ndarray:
 
 
 def synthesise(
-    labels: Tensor, factor: int, t1_share: float, generator: torch.Generator
+    labels: Tensor, factor: int, resolution: float, t1_share: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw one training pair from a label map.
 
     Args:
         labels: (X, Y, Z) uint8, positions in `TISSUES`, `factor` times as fine as the image.
         factor: label voxels along an edge of an image voxel.
+        resolution: edge of an image voxel in mm.
         t1_share: probability of a T1-like contrast.
         generator: of all random draws.
 
@@ -93,7 +95,7 @@ def synthesise(
     # The noise of label voxels, as it is in the mean of those of an image voxel.
     image = image + (variance / factor**3).sqrt() * _normal(image.shape, generator)
     bias = _between(0.3 * _uniform(generator) * _normal((4, 4, 4), generator), image.shape)
-    image = scan(image * bias.exp(), generator)
+    image = scan(image * bias.exp(), resolution, generator)
     noise = 0.04 * _uniform(generator) ** 2 * _normal(image.shape, generator)
     if _uniform(generator) < SILENT_AIR:
         noise = noise * (shares[0] < 1)
@@ -162,12 +164,13 @@ def pool(labels: Tensor, table: Tensor, factor: int) -> Tensor:
     return F.avg_pool3d(values.view(-1, *labels.shape), factor)
 
 
-def scan(image: Tensor, generator: torch.Generator) -> Tensor:
-    """Return (x, y, z) at a random resolution: blurred, and some in thick slices along one axis."""
+def scan(image: Tensor, resolution: float, generator: torch.Generator) -> Tensor:
+    """Return (x, y, z) as scanned: a little blurred, and some in thick slices along one axis."""
     sigma = 0.6 * _uniform(generator)
     thick = int(torch.randint(3, (1,), generator=generator))
     slices = _uniform(generator) < THICK_SLICES
-    spacing = 1 + 2 * _uniform(generator) if slices else 1.0  # voxels
+    most = max(THICKEST / resolution, 1.0) if slices else 1.0
+    spacing = 1 + (most - 1) * _uniform(generator)  # voxels
     for axis, size in enumerate(image.shape):
         along = spacing if axis == thick else 1.0
         image = (image.movedim(axis, -1) @ _sampling(size, sigma, along).T).movedim(-1, axis)

@@ -5,7 +5,6 @@ import torch
 
 from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter
 from brain_ldm.networks.config import SegmenterConfig
-from brain_ldm.networks.segmenter import located
 from brain_ldm.training.config import DataConfig, SegmenterTask, TrainConfig, TrainerConfig
 from brain_ldm.training.packed import Team
 from brain_ldm.training.segmenter import SegmenterTraining, build
@@ -59,13 +58,3 @@ def test_the_loss_is_least_at_the_true_shares():
     assert float(least) == pytest.approx(0, abs=1e-5)
     for sharper in (0.5, 2.0, 4.0):
         assert dice(shares.log() * sharper, shares) > least + 0.01
-
-
-def test_the_network_is_told_where_it_looks_at_any_voxel_size():
-    coarse, fine = (located(torch.zeros(2, 1, n, n, n)) for n in (4, 8))
-    assert coarse.shape == (2, 4, 4, 4, 4)
-    x, y, z = fine[1, 1:]
-    assert torch.equal(x, x.flip(0)) and torch.equal(y, -y.flip(1))  # sides alike, y and z not
-    for corner in ((0, 0, 0), (-1, -1, -1), (0, -1, 0)):
-        assert torch.equal(coarse[0, 1:, *corner], fine[0, 1:, *corner])
-    assert z[0, 0].tolist() == pytest.approx(torch.linspace(-1, 1, 8).tolist())

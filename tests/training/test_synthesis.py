@@ -51,7 +51,7 @@ def test_compact_tells_tissues_apart_but_not_sides():
 
 
 def test_a_pair_is_an_image_in_range_and_shares_that_sum_to_one(head):
-    image, shares = synthesise(head, 2, 0.5, generator(1))
+    image, shares = synthesise(head, 2, 2.0, 0.5, generator(1))
     assert image.shape == (32, 32, 32) and shares.shape == (len(CLASSES), 32, 32, 32)
     assert float(image.min()) >= 0 and float(image.max()) == 1
     assert torch.allclose(shares.sum(dim=0), torch.ones(()))
@@ -61,8 +61,8 @@ def test_a_pair_is_an_image_in_range_and_shares_that_sum_to_one(head):
 
 @pytest.mark.parametrize("factor", [1, 2])
 def test_a_pair_depends_on_its_generator_alone(phantom, factor):
-    again = [synthesise(phantom, factor, 0.5, generator(1, 2, 3)) for _ in range(2)]
-    other = synthesise(phantom, factor, 0.5, generator(1, 2, 4))
+    again = [synthesise(phantom, factor, 2.0, 0.5, generator(1, 2, 3)) for _ in range(2)]
+    other = synthesise(phantom, factor, 2.0, 0.5, generator(1, 2, 4))
     assert torch.equal(again[0][0], again[1][0]) and torch.equal(again[0][1], again[1][1])
     assert not torch.equal(again[0][0], other[0])
 
@@ -121,13 +121,27 @@ def test_a_scan_changes_no_constant_and_blurs_detail():
     detail[8, 8, 8] = 1
     peaks = []
     for seed in range(20):
-        assert torch.allclose(scan(constant, generator(seed)), constant, atol=1e-5)
-        peaks.append(float(scan(detail, generator(seed)).max()))
+        assert torch.allclose(scan(constant, 2.0, generator(seed)), constant, atol=1e-5)
+        peaks.append(float(scan(detail, 2.0, generator(seed)).max()))
     assert max(peaks) > 0.9 and min(peaks) < 0.3
 
 
+def test_slices_are_as_thick_in_mm_whatever_the_voxels():
+    line = torch.zeros(1, 1, 48)
+    line[..., 24] = 1
+    voxels = torch.arange(48) - 24
+
+    def widest(resolution):
+        """The largest standard deviation of a point's image, in voxels."""
+        scans = [scan(line, resolution, generator(seed))[0, 0] for seed in range(100)]
+        return max(float((s * voxels**2).sum() / s.sum()) ** 0.5 for s in scans)
+
+    assert widest(6.0) < 0.7
+    assert widest(1.0) == pytest.approx(2 * widest(2.0), rel=0.25)
+
+
 def test_a_stripped_head_keeps_the_brain(head):
-    _, shares = synthesise(head, 2, 1.0, generator(0))
+    _, shares = synthesise(head, 2, 2.0, 1.0, generator(0))
     brain = shares[[CLASSES.index(name) for name in ("grey", "white", "ventricle")]].sum(dim=0)
     outside = shares[CLASSES.index("background")]
     for seed in range(10):
@@ -136,5 +150,7 @@ def test_a_stripped_head_keeps_the_brain(head):
 
 
 def test_some_images_are_stripped_and_some_show_the_skull(head):
-    at_skin = [float(synthesise(head, 2, 1.0, generator(seed))[0][0:2].max()) for seed in range(20)]
+    at_skin = [
+        float(synthesise(head, 2, 2.0, 1.0, generator(seed))[0][0:2].max()) for seed in range(20)
+    ]
     assert 2 < sum(value == 0 for value in at_skin) < 18
