@@ -71,8 +71,8 @@ class PreprocessConfig:
     extraction: Extraction = Extraction.none
     # Percentiles of the voxels in the field of view that become 0 and 1; what lies beyond is cut.
     percentiles: list[float] = field(default_factory=lambda: [0.5, 99.5])
-    # A scan whose correlation with the template is lower is rejected. Heads in place had .57 to .78,
-    # back to front or upside down at most .38.
+    # A scan whose correlation with the template is lower is rejected. Heads in place had .57 to
+    # .78, back to front or upside down at most .38.
     least_correlation: float = 0.45
     reject: str | None = None  # text file of rejected participant_ids; null: <out>/reject.txt
 
