@@ -9,6 +9,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from brain_ldm.errors import InputError
+
 
 class Layout(Enum):
     """How the source folder is laid out."""
@@ -54,7 +56,7 @@ class PreprocessConfig:
     # Columns of the table: {ours: theirs}. Ours are participant_id, file, session, age, sex,
     # ventricular_volume, brain_volume, or any new name, which becomes a column of the cohort.
     # For UK Biobank theirs may be a field's number, as 21001: it is read at the scan's instance.
-    columns: dict[str, str] = field(default_factory=dict)
+    columns: Any = None
     # What the table's codes of sex mean, as {1: M, 2: F, 0: n/a}; F, M, female and male are known,
     # and UK Biobank's.
     sexes: Any = None
@@ -78,3 +80,15 @@ class PreprocessConfig:
 
     workers: int | None = None  # processes; null: one a core
     shard: str = "0/1"  # i/n: this call does every n-th scan from the i-th on, i from 0
+
+    def __post_init__(self) -> None:
+        """Make `columns` a dictionary of texts, or refuse it."""
+        columns = {} if self.columns is None else self.columns
+        if not isinstance(columns, dict) or any(
+            isinstance(v, dict | list) for v in columns.values()
+        ):
+            raise InputError(
+                f"columns is {columns!r}; give the table's names, as "
+                "'columns={age: AGE, sex: Gender}'"
+            )
+        self.columns = {str(ours): str(theirs) for ours, theirs in columns.items()}

@@ -57,7 +57,7 @@ def raw(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cohort(raw, tmp_path_factory) -> Path:
     """What one undisturbed run makes of them."""
-    out = tmp_path_factory.mktemp("cohorts") / "once"
+    out = tmp_path_factory.mktemp("once") / "cohort"
     succeed(start(command(raw, out)))
     return out
 
@@ -96,7 +96,7 @@ def test_whole_scans_come_out_and_damaged_ones_are_named_with_their_reason(raw, 
 
 
 def test_killed_at_random_moments_the_result_is_the_same(raw, cohort, tmp_path):
-    out, chance = tmp_path / "killed", random.Random(0)
+    out, chance = tmp_path / "cohort", random.Random(0)
     for _ in range(KILLS):
         process = start(command(raw, out))
         before = len(list(out.glob(".unfinished/*/sub-*.json")))
@@ -118,7 +118,7 @@ def test_killed_at_random_moments_the_result_is_the_same(raw, cohort, tmp_path):
 
 
 def test_shards_make_the_same_cohort(raw, cohort, tmp_path):
-    out = tmp_path / "shards"
+    out = tmp_path / "cohort"
     processes = [start(command(raw, out, f"shard={i}/2", "workers=1")) for i in range(2)]
     said = "".join(succeed(process) for process in processes)
     assert "left to other shards" in said or said.count("rejected.tsv") == 2
@@ -176,4 +176,5 @@ def test_mistakes_are_one_line_before_any_work(raw, tmp_path, one_line, monkeypa
     assert "percentiles" in one_line("preprocess", *options, "percentiles=[99,1]")
     assert "unires" in one_line("preprocess", *options, "registration=unires")
     assert "no_such" in one_line("preprocess", *options, "columns={age: no_such}")
+    assert "columns is" in one_line("preprocess", *options, "columns=age")
     assert not out.exists()
