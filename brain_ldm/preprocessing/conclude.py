@@ -11,8 +11,16 @@ from brain_ldm.preprocessing import qc
 from brain_ldm.preprocessing.scan import Scan
 
 SCORE = "template_correlation"
-# The BIDS validator need not know these.
-IGNORED = ("qc/", "rejected/", "rejected.tsv", "reject.txt")
+# What BIDS does not know.
+IGNORED = (
+    "qc",
+    "qc/**",
+    "rejected",
+    "rejected/**",
+    "rejected.tsv",
+    "reject.txt",
+    "**/*_xfm.txt",
+)
 
 
 def conclude(

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 
 from brain_ldm.cohorts.cohort import open_cohort
+from tests.bids import bids_errors
 from tests.journeys.runs import end, succeed
 from tests.preprocessing.raw import KINDS, damage, raw_head, write_raw
 
@@ -93,6 +94,10 @@ def test_whole_scans_come_out_and_damaged_ones_are_named_with_their_reason(raw, 
     page = (cohort / "qc" / "index.html").read_text()
     assert all(f"sub-P{index:04d}" in page for index in range(SCANS))
     assert len(list((cohort / "qc").glob("*.jpg"))) == FIRST
+
+
+def test_the_cohort_is_bids(cohort):
+    assert bids_errors(cohort) == []
 
 
 def test_killed_at_random_moments_the_result_is_the_same(raw, cohort, tmp_path):
