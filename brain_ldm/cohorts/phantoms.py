@@ -1,16 +1,9 @@
 """A cohort of phantoms: brains whose age, sex and volumes are known exactly."""
 
-import os
-import signal
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-from threadpoolctl import threadpool_limits
 
 from brain_ldm.cohorts.config import PhantomConfig
 from brain_ldm.cohorts.drawing import Phantom, participant_id, work_grid
@@ -19,7 +12,7 @@ from brain_ldm.cohorts.labelmaps import COLUMN, draw_from_label_maps, open_label
 from brain_ldm.cohorts.template import draw_phantom, load_template
 from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
-from brain_ldm.progress import track
+from brain_ldm.workers import cores, each
 
 
 def write_phantom_cohort(config: PhantomConfig) -> Path:
@@ -65,7 +58,7 @@ def write_phantom_cohort(config: PhantomConfig) -> Path:
         return writer.root
     done = writer.done()
     missing = [i for i in range(config.n) if participant_id(config.seed, i) not in done]
-    workers = config.workers or len(os.sched_getaffinity(0))
+    workers = config.workers or cores()
     step = round(work_grid(config.resolution).resolution)
     if config.label_maps is None:
         draw = draw_phantom
@@ -73,10 +66,12 @@ def write_phantom_cohort(config: PhantomConfig) -> Path:
     else:
         needed = sorted({maps.choice(config.seed, i) for i in missing})
         prepare = partial(maps.prepare, folder=writer.work, resolution=step)
-        _each(prepare, needed, "aligning label maps", workers)
+        for _ in each(prepare, needed, "aligning label maps", workers):
+            pass
         draw = partial(draw_from_label_maps, maps, writer.work)
     job = _Job(writer, draw, config.seed, config.resolution)
-    _each(job, missing, "drawing phantoms", workers)
+    for _ in each(job, missing, "drawing phantoms", workers):
+        pass
     writer.finish()
     print(f"{config.out}: {config.n} phantoms of {config.resolution} mm")
     return writer.root
@@ -94,32 +89,3 @@ class _Job:
     def __call__(self, index: int) -> None:
         phantom = self.draw(self.seed, index, self.resolution)
         self.writer.add(phantom.row, phantom.image, phantom.labels, phantom.label_grid.affine)
-
-
-def _each(job: Callable[[int], None], items: list[int], description: str, workers: int) -> None:
-    """Do `job` for each item, in this process or in `workers` others."""
-    workers = min(workers, len(items))
-    if workers <= 1:
-        for _ in track(map(job, items), description, total=len(items)):
-            pass
-        return
-    with ProcessPoolExecutor(workers, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
-        try:
-            for _ in track(pool.map(job, items), description, total=len(items)):
-                pass
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _begin_worker(parent: int) -> None:
-    threadpool_limits(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    # A pool's workers would wait for ever for a parent that was killed.
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
