@@ -85,6 +85,8 @@ def command(
                 fail(name, str(error), STOPPED)
             except InputError as error:
                 fail(name, str(error))
+            except KeyboardInterrupt:
+                fail(name, "stopped", STOPPED)
 
         task.__module__ = f"brain_ldm.{name}"  # Hydra takes the command's name from here
 

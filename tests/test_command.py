@@ -64,3 +64,18 @@ def test_env_file_is_read(one_line, workplace, monkeypatch):
     monkeypatch.delenv("BRAIN_LDM_TEST_VALUE", raising=False)
     (workplace / ".env").write_text("BRAIN_LDM_TEST_VALUE=from-file\n")
     assert "from-file" in one_line("sample", "model=${oc.env:BRAIN_LDM_TEST_VALUE}", "n=1")
+
+
+def test_ctrl_c_is_one_line(monkeypatch, capsys):
+    import brain_ldm.cohorts.phantoms as phantoms
+    import brain_ldm.phantom
+
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phantoms, "write_phantom_cohort", interrupted)
+    monkeypatch.setattr("sys.argv", ["phantom"])
+    with pytest.raises(SystemExit) as stop:
+        brain_ldm.phantom.main()
+    assert stop.value.code == 75
+    assert capsys.readouterr().err == "phantom: stopped\n"

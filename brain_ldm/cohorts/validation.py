@@ -5,14 +5,12 @@ know of an image's voxels is found once, in all cores, and remembered by the fil
 image that was made again is the only one that is read again.
 """
 
-import fcntl
 import hashlib
 import json
 import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
@@ -34,6 +32,7 @@ from brain_ldm.cohorts.images import (
     voxel_facts,
 )
 from brain_ldm.errors import InputError
+from brain_ldm.shards import locked
 from brain_ldm.workers import cores, each
 
 # Beyond these a value is a slip, or in another unit: a newborn's brain has 350 ml, and the largest
@@ -262,7 +261,10 @@ def examine(
             processes that come here at once.
     """
     try:
-        with _locked(memory):
+        lock = memory.with_name(f".{memory.name}.lock")
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        with locked(lock):
             stamps = {path: _stamp(path) for path in paths}
             known = _recall(memory)
             facts = {}
@@ -287,14 +289,6 @@ def examine(
             f"{memory.parent}: cannot be written ({error.strerror}); give data.cache another folder"
         ) from None
     return facts
-
-
-@contextmanager
-def _locked(memory: Path) -> Iterator[None]:
-    memory.parent.mkdir(parents=True, exist_ok=True)
-    with memory.with_name(f".{memory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _recall(memory: Path) -> dict[str, tuple[str, Facts]]:

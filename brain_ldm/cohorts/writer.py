@@ -94,7 +94,9 @@ class CohortWriter:
             (self.work / "rows").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.root}: cannot be written ({error.strerror})") from None
-        write_text(self.work / "identity.json", json.dumps(identity))
+        # Shards lock this file: one that is there is not replaced.
+        if not (self.work / "identity.json").exists():
+            write_text(self.work / "identity.json", json.dumps(identity))
 
     def done(self) -> dict[str, dict]:
         """The rows of the participants that are already written, by participant_id."""
