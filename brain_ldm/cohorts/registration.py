@@ -172,7 +172,7 @@ def _search(
     half = int(np.ceil(np.linalg.norm(inside - centre, axis=1).max() / step))
     box = (2 * half + 1,) * 3
     size = [fft.next_fast_len(n + 2 * half, real=True) for n in source.voxels.shape]
-    scan = source.voxels.astype(float)
+    scan = source.voxels.astype(np.float32)
     spectrum, spectrum_of_squares = fft.rfftn(scan, size), fft.rfftn(scan**2, size)
 
     def correlated(image: np.ndarray, with_spectrum: np.ndarray) -> np.ndarray:
@@ -184,8 +184,8 @@ def _search(
         at = np.eye(4)
         at[:3, :3] = turn.T * step
         at[:3, 3] = centre - turn.T @ np.full(3, half * step)
-        weight = np.clip(_sampled(where.voxels, where.affine, at, box), 0, 1).astype(float)
-        picture = _sampled(target.voxels, target.affine, at, box).astype(float)
+        weight = np.clip(_sampled(where.voxels, where.affine, at, box), 0, 1)
+        picture = _sampled(target.voxels, target.affine, at, box).astype(np.float32)
         total = weight.sum()
         picture -= (weight * picture).sum() / total
         mean = correlated(weight, spectrum)
