@@ -5,7 +5,7 @@ the weights are safetensors. A diffusion model's folder holds its own copy of it
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -39,9 +39,13 @@ from brain_ldm.networks.brain_age import BrainAgeNetwork
 from brain_ldm.networks.config import (
     AutoencoderConfig,
     BrainAgeConfig,
+    EmbeddingConfig,
+    GeneratorConfig,
     SegmenterConfig,
     UNetConfig,
 )
+from brain_ldm.networks.embedding import EmbeddingNetwork
+from brain_ldm.networks.generator import GeneratorNetwork
 from brain_ldm.networks.segmenter import build_segmenter
 from brain_ldm.networks.unet import ConditionalUNet
 
@@ -74,6 +78,14 @@ class SavedAutoencoder(SavedModel):
 
 
 @dataclass
+class SavedGenerator(SavedModel):
+    """config.yaml of a GAN's generator."""
+
+    kind: str = "generator"
+    network: GeneratorConfig = field(default_factory=GeneratorConfig)
+
+
+@dataclass
 class SavedSegmenter(SavedModel):
     """config.yaml of a segmenter."""
 
@@ -88,6 +100,14 @@ class SavedBrainAge(SavedModel):
 
     kind: str = "brain_age"
     network: BrainAgeConfig = field(default_factory=BrainAgeConfig)
+
+
+@dataclass
+class SavedEmbedding(SavedModel):
+    """config.yaml of an embedding."""
+
+    kind: str = "embedding"
+    network: EmbeddingConfig = field(default_factory=EmbeddingConfig)
 
 
 @dataclass
@@ -156,6 +176,25 @@ class Autoencoder(Model):
         return self.decode(self.encode(images)[0]).clamp(0, 1)
 
 
+class Generator(Model):
+    """Images from noise: what is left of a GAN once it is trained."""
+
+    saved = SavedGenerator
+
+    def __init__(self, config: SavedGenerator) -> None:
+        super().__init__(config)
+        self.network = GeneratorNetwork(config.network, tuple(config.grid.shape))
+
+    @property
+    def latent_size(self) -> int:
+        """How many numbers of noise an image comes from."""
+        return self.config.network.latent_size
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Return images (B, 1, X, Y, Z) in 0..1 for standard normal noise (B, latent_size)."""
+        return self.network(z)
+
+
 class Segmenter(Model):
     """Tissue posteriors and the volumes that follow from them."""
 
@@ -200,6 +239,20 @@ class BrainAge(Model):
     def predict(self, images: Tensor) -> Tensor:
         """Return age in years (B,) for images (B, 1, X, Y, Z)."""
         return self.network(images).float() * self.network.sd + self.network.mean
+
+
+class Embedding(Model):
+    """A short vector from an image, close to those of other views of the same brain."""
+
+    saved = SavedEmbedding
+
+    def __init__(self, config: SavedEmbedding) -> None:
+        super().__init__(config)
+        self.network = EmbeddingNetwork(config.network)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return unit vectors (B, D) for images (B, 1, X, Y, Z)."""
+        return nn.functional.normalize(self.network(images).float(), dim=1)
 
 
 class Diffusion(Model):
@@ -294,14 +347,16 @@ def _replace(path: Path, write: Callable[[Path], Any]) -> None:
     temporary.replace(path)
 
 
-def open_model(folder: str | Path, kind: type[AnyModel]) -> AnyModel:
-    """Open a model folder as `kind`, in evaluation mode and without gradients.
+def open_model(folder: str | Path, *kinds: type[AnyModel]) -> AnyModel:
+    """Open a model folder as the one of `kinds` that it holds, to be used and not trained.
+
+    In evaluation mode and without gradients.
 
     Raises:
         InputError: a file is missing or damaged, or the folder holds another kind of model.
     """
     folder = Path(folder)
-    config = _read_config(folder, kind)
+    kind, config = _read_config(folder, kinds)
     if kind is Diffusion:
         model = Diffusion(config, open_model(folder / "autoencoder", Autoencoder))
     else:
@@ -326,16 +381,20 @@ def open_model(folder: str | Path, kind: type[AnyModel]) -> AnyModel:
     return model.eval().requires_grad_(False)
 
 
-def _read_config(folder: Path, kind: type[Model]) -> SavedModel:
+def _read_config(
+    folder: Path, kinds: Sequence[type[AnyModel]]
+) -> tuple[type[AnyModel], SavedModel]:
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: no model there ({CONFIG} is missing)")
     try:
         data = yaml.safe_load(path.read_text())
         found = data["kind"]
-        if found != kind.saved.kind:
-            raise InputError(f"{folder}: a model of kind '{found}', not '{kind.saved.kind}'")
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.saved), data))
+        kind = next((kind for kind in kinds if kind.saved.kind == found), None)
+        if kind is None:
+            wanted = "' or '".join(kind.saved.kind for kind in kinds)
+            raise InputError(f"{folder}: a model of kind '{found}', not '{wanted}'")
+        return kind, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.saved), data))
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise InputError(f"{path}: not a model's config ({str(error).splitlines()[0]})") from None
     except OmegaConfBaseException as error:

@@ -9,10 +9,13 @@ from brain_ldm.training.config import (
     BrainAgeTask,
     CSVConfig,
     DiffusionTask,
+    EmbeddingTask,
+    LSGANTask,
     SegmenterTask,
     TensorBoardConfig,
     TrainConfig,
     TrainerConfig,
+    VAEGANTask,
     WandbConfig,
 )
 
@@ -22,6 +25,9 @@ GROUPS = {
         "diffusion": DiffusionTask,
         "segmenter": SegmenterTask,
         "brain_age": BrainAgeTask,
+        "embedding": EmbeddingTask,
+        "lsgan": LSGANTask,
+        "vae_gan": VAEGANTask,
     },
     "trainer": {"trainer": TrainerConfig},
     "logger": {"csv": CSVConfig, "tensorboard": TensorBoardConfig, "wandb": WandbConfig},

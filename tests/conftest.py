@@ -105,7 +105,7 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory, tiny_cohort: Cohort) -
 
 @pytest.fixture(scope="session")
 def trainings(tiny_cohort: Cohort, tiny_models: dict[str, Path]) -> dict[str, list[str]]:
-    """Options of `train` for a GAN and for a diffusion model on `tiny_cohort`."""
+    """Options of `train` on `tiny_cohort`: an autoencoder, a diffusion model, and a GAN."""
     common = [
         f"data.cohort={tiny_cohort.root}",
         "trainer.precision=32-true",
@@ -133,6 +133,15 @@ def trainings(tiny_cohort: Cohort, tiny_models: dict[str, Path]) -> dict[str, li
             "task.network.norm_groups=8",
             "task.network.head_channels=[16]",
             "task.encodings=2",
+            "data.batch_size=4",
+            *common,
+        ],
+        "lsgan": [
+            "experiment=lsgan_demo",
+            "task.network.latent_size=5",
+            "task.network.channels=[4,8,8]",
+            "task.network.norm_groups=4",
+            "task.discriminator.channels=[4,8]",
             "data.batch_size=4",
             *common,
         ],

@@ -19,21 +19,29 @@ from brain_ldm.models import (
     Autoencoder,
     BrainAge,
     Diffusion,
+    Embedding,
+    Generator,
     GridConfig,
     SavedAutoencoder,
     SavedBrainAge,
     SavedDiffusion,
+    SavedEmbedding,
+    SavedGenerator,
     SavedSegmenter,
     Segmenter,
 )
 from brain_ldm.networks.discriminator import build_discriminator
+from brain_ldm.networks.generator import EncoderNetwork, VolumeDiscriminator
 from brain_ldm.train import GROUPS
 from brain_ldm.training.config import (
     AutoencoderTask,
     BrainAgeTask,
     DiffusionTask,
+    EmbeddingTask,
+    LSGANTask,
     SegmenterTask,
     TrainConfig,
+    VAEGANTask,
 )
 from brain_ldm.training.synthesis import CLASSES
 
@@ -56,10 +64,16 @@ def build(task, grid):
         if isinstance(task, AutoencoderTask):
             build_discriminator(task.discriminator)
             return Autoencoder(SavedAutoencoder(grid=grid, network=task.network))
+        if isinstance(task, LSGANTask | VAEGANTask):
+            VolumeDiscriminator(task.discriminator, grid.shape)
+            EncoderNetwork(task.network, grid.shape)
+            return Generator(SavedGenerator(grid=grid, network=task.network))
         if isinstance(task, SegmenterTask):
             return Segmenter(SavedSegmenter(grid=grid, network=task.network, classes=CLASSES))
         if isinstance(task, BrainAgeTask):
             return BrainAge(SavedBrainAge(grid=grid, network=task.network))
+        if isinstance(task, EmbeddingTask):
+            return Embedding(SavedEmbedding(grid=grid, network=task.network))
         assert isinstance(task, DiffusionTask)
         autoencoder = typed(composed(f"experiment={Path(task.autoencoder).name}")).task
         covariates = [

@@ -59,12 +59,20 @@ class Cohort:
             all other covariates are float64 in their units, missing is NaN.
         grid: the voxels of every image.
         description: dataset_description.json.
+        guests: the folder of each participant who lies in another one, where cohorts were joined.
+        selection: what `selection` made of the folder's rows, for names of caches.
     """
 
     root: Path
     table: pd.DataFrame
     grid: VoxelGrid
     description: dict = field(repr=False)
+    guests: dict[str, Path] = field(default_factory=dict, repr=False)
+    selection: str = ""
+
+    def home(self, participant_id: str) -> Path:
+        """The cohort folder that holds the participant."""
+        return self.guests.get(participant_id, self.root)
 
     def image_path(self, participant_id: str) -> Path:
         """The participant's T1w image.
@@ -72,14 +80,15 @@ class Cohort:
         Raises:
             InputError: there is none.
         """
-        path = _image_path(self.root, participant_id)
+        path = _image_path(self.home(participant_id), participant_id)
         if not path.is_file():
             raise InputError(str(absent(path)))
         return path
 
     def label_path(self, participant_id: str) -> Path | None:
         """The participant's segmentation, or None where the cohort has none."""
-        found = sorted((self.root / participant_id / "anat").glob(f"{participant_id}_*dseg.nii.gz"))
+        folder = self.home(participant_id) / participant_id / "anat"
+        found = sorted(folder.glob(f"{participant_id}_*dseg.nii.gz"))
         return found[0] if found else None
 
     def read(self, participant_id: str) -> np.ndarray:
@@ -108,7 +117,8 @@ class Cohort:
         """
         path = self.label_path(participant_id)
         if path is None:
-            raise InputError(f"{self.root}: {participant_id} has no segmentation (*_dseg.nii.gz)")
+            folder = self.home(participant_id)
+            raise InputError(f"{folder}: {participant_id} has no segmentation (*_dseg.nii.gz)")
         try:
             image = nib.load(path)
             return np.asarray(image.dataobj).astype(np.int16), image.affine
@@ -121,11 +131,13 @@ class Cohort:
         return table.reset_index(drop=True)
 
     def content_hash(self) -> str:
-        """sha256 over participants.tsv and every image's voxels.
+        """sha256 over participants.tsv, of all folders, and the voxels of every image in `table`.
 
         Voxels enter by the checksum that gzip keeps at the end of each file, so no image is read.
         """
-        digest = hashlib.sha256((self.root / "participants.tsv").read_bytes())
+        digest = hashlib.sha256()
+        for root in dict.fromkeys([self.root, *self.guests.values()]):
+            digest.update((root / "participants.tsv").read_bytes())
         for participant_id in self.table["participant_id"]:
             path = self.image_path(participant_id)
             with path.open("rb") as file:

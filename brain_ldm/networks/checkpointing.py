@@ -21,13 +21,15 @@ from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from brain_ldm.networks.generator import Block
+
 
 def checkpoint_blocks(network: nn.Module) -> None:
-    """Let MONAI's blocks in `network` keep little between forward and backward pass, in place.
+    """Let the blocks in `network` keep little between forward and backward pass, in place.
 
     State dict, outputs and gradients stay what they are, to the bit. It reaches AutoencoderKL,
-    PatchDiscriminator, BasicUNet and DiffusionModelUNet, wherever in `network` they are; other
-    modules stay as they are.
+    PatchDiscriminator, BasicUNet and DiffusionModelUNet of MONAI and the generator of the GANs,
+    wherever in `network` they are; other modules stay as they are.
     """
     for module in network.modules():
         module.__class__ = CHECKPOINTED.get(type(module), type(module))
@@ -40,7 +42,7 @@ def recompute(function: Callable[..., Any], *inputs: Any) -> Any:
     return checkpoint(function, *inputs, use_reentrant=False)
 
 
-# Each class below is MONAI's with the same operations in the same order, cut into parts. A change
+# Each class below is its base with the same operations in the same order, cut into parts. A change
 # of class, and not a wrapper, keeps names, types and deep copies as they were.
 
 
@@ -156,6 +158,14 @@ class CheckpointedTransformerBlock(DiffusionUNetTransformerBlock):
         return recompute(lambda x: self.ff(self.norm3(x)), x) + x
 
 
+class CheckpointedBlock(Block):
+    """Norm, activation, upsampling and a convolution as one part: the generator's blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, C', sX, sY, sZ) for the block's scale s."""
+        return recompute(super().forward, x)
+
+
 CHECKPOINTED: dict[type[nn.Module], type[nn.Module]] = {
     kind.__base__: kind
     for kind in (
@@ -169,5 +179,6 @@ CHECKPOINTED: dict[type[nn.Module], type[nn.Module]] = {
         CheckpointedResnetBlock,
         CheckpointedAttention,
         CheckpointedTransformerBlock,
+        CheckpointedBlock,
     )
 }

@@ -6,15 +6,16 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from brain_ldm.errors import InputError
-from brain_ldm.networks.config import UNetConfig
+from brain_ldm.networks.config import Conditioning, UNetConfig
 
 
 class ConditionalUNet(nn.Module):
     """Predict epsilon, v or x0 from a noisy latent, its timestep and the covariates.
 
     The covariate vector enters twice (Pinaya et al. 2022): broadcast over the volume as further
-    input channels, and raw as the one token of the cross-attention. No embedding network. Without
-    covariates neither is there, and attention is to the volume itself alone.
+    input channels, and raw as the one token of the cross-attention. No embedding network. Either
+    can be left out; without covariates neither is there. Without cross-attention, attention is to
+    the volume itself alone.
     """
 
     def __init__(
@@ -39,9 +40,11 @@ class ConditionalUNet(nn.Module):
         self.maps = None
         if config.condition_maps:
             self.maps = ConditionMaps(covariates, config.condition_maps, space, missing)
+        self.concatenates = config.conditioning is not Conditioning.cross_attention
+        self.attends = covariates > 0 and config.conditioning is not Conditioning.concatenation
         self.unet = DiffusionModelUNet(
             spatial_dims=3,
-            in_channels=(channels + config.condition_maps) * block + covariates,
+            in_channels=(channels + config.condition_maps) * block + covariates * self.concatenates,
             out_channels=channels * block,
             channels=config.channels,
             num_res_blocks=config.res_blocks,
@@ -51,8 +54,8 @@ class ConditionalUNet(nn.Module):
             norm_eps=1e-6,
             resblock_updown=True,
             transformer_num_layers=1,
-            with_conditioning=covariates > 0,
-            cross_attention_dim=covariates or None,
+            with_conditioning=self.attends,
+            cross_attention_dim=covariates if self.attends else None,
         )
 
     def forward(self, latent: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
@@ -67,12 +70,11 @@ class ConditionalUNet(nn.Module):
         if self.maps is not None:
             x = torch.cat([x, self.maps(conditions).to(x.dtype)], dim=1)
         x = to_patches(x, self.patch)
-        broadcast = conditions[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
-        output = self.unet(
-            torch.cat([x, broadcast.to(x.dtype)], dim=1),
-            timesteps=timesteps,
-            context=conditions[:, None].to(x.dtype) if conditions.shape[1] else None,
-        )
+        if self.concatenates:
+            broadcast = conditions[:, :, None, None, None].expand(-1, -1, *x.shape[2:])
+            x = torch.cat([x, broadcast.to(x.dtype)], dim=1)
+        token = conditions[:, None].to(x.dtype) if self.attends else None
+        output = self.unet(x, timesteps=timesteps, context=token)
         return from_patches(output, self.patch)
 
 

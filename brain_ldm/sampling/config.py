@@ -11,9 +11,12 @@ from brain_ldm.precision import Precision
 
 @dataclass
 class SampleConfig:
-    """Which brains to draw from a diffusion model, and how."""
+    """Which brains to draw from a model, and how.
 
-    model: str = MISSING  # folder of a diffusion model
+    A GAN's generator takes `n` and `seed` alone: it knows no covariates and no sampler.
+    """
+
+    model: str = MISSING  # folder of a diffusion model or of a generator
     out: str = "cohorts/synthetic"  # folder of the new cohort
     # Which brains: the rows of `table`, or `n` brains, or `n` steps of a `sweep`.
     table: str | None = None  # a participants.tsv: one brain a row, with its covariates

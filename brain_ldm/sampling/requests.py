@@ -35,10 +35,35 @@ def requested_rows(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFr
     for name in encoder.names:
         if name not in rows or name not in _asked(config, encoder):
             rows[name] = None
+    rows = _numbered(rows, config)
+    encoder.encode(rows)  # complains about unknown codes and values out of reach
+    return rows
+
+
+def unconditional_rows(config: SampleConfig) -> pd.DataFrame:
+    """Return participant_id and seed, a row a brain, for a model that knows no covariates.
+
+    Raises:
+        InputError: the request is for anything but a number of brains.
+    """
+    for name in ("table", "split", "sweep", "ranges", "covariates"):
+        if getattr(config, name):
+            raise InputError(f"{name}: {config.model} knows no covariates; leave {name} out")
+    if config.guidance != 1:
+        raise InputError(
+            f"guidance is {config.guidance:g}: {config.model} is a GAN's generator and has none; "
+            "leave guidance out"
+        )
+    if config.n is None or config.n < 1:
+        raise InputError("say how many brains: n=… (at least 1)")
+    return _numbered(pd.DataFrame(index=range(config.n)), config)
+
+
+def _numbered(rows: pd.DataFrame, config: SampleConfig) -> pd.DataFrame:
+    """Return rows with their participant_id and seed."""
     seeds = np.random.SeedSequence(config.seed).generate_state(len(rows), np.uint64) >> 1
     rows["seed"] = seeds[0] if config.sweep is not None else seeds
     rows.insert(0, "participant_id", [f"sub-{config.seed:03d}{i:06d}" for i in range(len(rows))])
-    encoder.encode(rows)  # complains about unknown codes and values out of reach
     return rows
 
 

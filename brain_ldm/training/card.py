@@ -5,8 +5,10 @@ from brain_ldm.models import Model
 WHAT = {
     "autoencoder": "Compresses T1w brain volumes to latents and back.",
     "diffusion": "Draws T1w brain volumes that never lived, given covariates.",
+    "generator": "Draws T1w brain volumes that never lived, of any kind that it was trained on.",
     "segmenter": "Segments T1w brain volumes; gives ventricular and brain volume in mm³.",
     "brain_age": "Predicts age in years from a T1w brain volume.",
+    "embedding": "Turns T1w brain volumes into short vectors, alike for views of one brain.",
 }
 
 

@@ -15,8 +15,11 @@ from brain_ldm.networks.config import (
     AutoencoderConfig,
     BrainAgeConfig,
     DiscriminatorConfig,
+    EmbeddingConfig,
+    GeneratorConfig,
     SegmenterConfig,
     UNetConfig,
+    VolumeDiscriminatorConfig,
 )
 from brain_ldm.precision import TrainingPrecision
 
@@ -132,6 +135,37 @@ class DiffusionTask(Task):
 
 
 @dataclass
+class LSGANTask(Task):
+    """A GAN with least-squares losses (Mao et al. 2017), without covariates: a baseline of P."""
+
+    network: GeneratorConfig = field(default_factory=GeneratorConfig)
+    discriminator: VolumeDiscriminatorConfig = field(default_factory=VolumeDiscriminatorConfig)
+    ema: float = 0.999  # decay of the generator's moving average, reached gradually
+    best: str = "mmd"  # of the validation metrics; the losses of a GAN are none
+    lr: float = 2e-4  # generator, Adam (Mao et al.)
+    discriminator_lr: float = 2e-4  # Adam (Mao et al.)
+    lr_schedule: Schedule = Schedule.constant  # of both
+    gradient_clip: float = 1.0  # norm, for each optimiser
+
+
+@dataclass
+class VAEGANTask(Task):
+    """A VAE whose decoder is a GAN's generator (Larsen et al. 2016): a baseline of P."""
+
+    network: GeneratorConfig = field(default_factory=GeneratorConfig)  # the decoder's
+    discriminator: VolumeDiscriminatorConfig = field(default_factory=VolumeDiscriminatorConfig)
+    feature_layer: int = 3  # of the discriminator, from 1: where reconstructions are compared
+    gamma: float = 1e-3  # weight of that comparison against the GAN's loss, in the decoder
+    ema: float = 0.999  # decay of the decoder's moving average, reached gradually
+    best: str = "mmd"  # of the validation metrics
+    lr: float = 2e-4  # decoder, Adam
+    encoder_lr: float = 2e-4  # Adam
+    discriminator_lr: float = 2e-4  # Adam
+    lr_schedule: Schedule = Schedule.constant  # of all three
+    gradient_clip: float = 1.0  # norm, for each optimiser
+
+
+@dataclass
 class SegmenterTask(Task):
     """The tissue segmenter, trained on labels with random contrast (Billot et al. 2023)."""
 
@@ -156,6 +190,27 @@ class BrainAgeTask(Task):
     best: str = "mae"
 
 
+@dataclass
+class EmbeddingTask(Task):
+    """An embedding in which views of one brain are closest (NT-Xent, Chen et al. 2020).
+
+    Copies are looked for in it, as Dar et al. 2023 do; all numbers are ours.
+    """
+
+    network: EmbeddingConfig = field(default_factory=EmbeddingConfig)
+    # What a view may change; far more than an autoencoder's training images see.
+    augmentation: AugmentationConfig = field(
+        default_factory=lambda: AugmentationConfig(
+            affine=1.0, translation=2.0, intensity=1.0, gamma=0.3
+        )
+    )
+    noise: float = 0.05  # sd at most (0..1)
+    blur: float = 0.8  # sd at most, voxels
+    temperature: float = 0.1  # of the cosines in the loss
+    lr: float = 1e-3  # Adam, at its highest
+    best: str = "loss"
+
+
 class Storage(Enum):
     """How packed images are kept."""
 
@@ -168,6 +223,12 @@ class DataConfig:
     """The cohort and how it is fed."""
 
     cohort: str = MISSING  # folder
+    # Of its training rows so many, null for all: a smaller number takes some of those that a
+    # larger one takes. 0 leaves those of `extra` alone.
+    rows: int | None = None
+    # Folders of further cohorts, synthetic ones for example: all their rows are training rows.
+    extra: list[str] = field(default_factory=list)
+    extra_rows: int | None = None  # of each of them so many, chosen as `rows` are; null for all
     batch_size: int = 1  # a device
     workers: int = 0  # processes that read, a device
     cache: str = "caches"  # folder of what is computed once: packed images and latents

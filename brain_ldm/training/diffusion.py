@@ -1,9 +1,5 @@
 """Train the conditional diffusion model on cached latents."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -17,6 +13,7 @@ from brain_ldm.diffusion.parameterisation import training_target
 from brain_ldm.diffusion.schedule import add_noise
 from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedDiffusion, open_model
+from brain_ldm.training.averaging import AveragedModule
 from brain_ldm.training.config import DiffusionTask, TrainConfig
 from brain_ldm.training.data import VALIDATION, CohortData, Rows
 from brain_ldm.training.finetune import start_diffusion, start_encoder
@@ -75,22 +72,7 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     return module, CohortData(config, len(cohort.rows("train")), rows)
 
 
-@torch.no_grad()
-def moving_average(
-    averages: list[Tensor], weights: list[Tensor], decay: float, updates: int
-) -> None:
-    """Update an exponential moving average, in place, that reaches `decay` gradually.
-
-    Early on the average follows the weights: after n `updates` it uses
-    min(decay, (1 + n) / (10 + n)).
-    """
-    share = 1 - min(decay, (1 + updates) / (10 + updates))
-    torch._foreach_lerp_(
-        averages, [w.to(a.dtype) for a, w in zip(averages, weights, strict=True)], share
-    )
-
-
-class DiffusionTraining(TaskModule):
+class DiffusionTraining(AveragedModule):
     """Mean squared error of epsilon, v or x0 at a random timestep (Ho et al. 2020, equation 14)."""
 
     judges = ("loss",)
@@ -99,7 +81,6 @@ class DiffusionTraining(TaskModule):
     def __init__(self, model: Diffusion, task: DiffusionTask, seed: int, max_steps: int) -> None:
         super().__init__(model, task, seed, max_steps)
         model.autoencoder.requires_grad_(False)
-        self.average = copy.deepcopy(model.network).requires_grad_(False)
 
     def setup(self, stage: str) -> None:
         """Fit scale and mean of the latents to the training split, unless a model gave them."""
@@ -113,13 +94,6 @@ class DiffusionTraining(TaskModule):
         if self.task.latent_scale is None:
             mean = self.model.latent_mean.float().numpy()
             self.model.config.latent_scale = latent_scale(latents["mu"], latents["sigma"], mean)
-
-    def to(self, *args: object, **options: object) -> "DiffusionTraining":
-        """Move or convert all but the average's format: in bf16 it would lose small changes."""
-        average = self._modules.pop("average")
-        super().to(*args, **options)
-        self.average = average.to(self.device)
-        return self
 
     def configure_optimizers(self) -> dict:
         """Return AdamW with its schedule."""
@@ -145,30 +119,7 @@ class DiffusionTraining(TaskModule):
         """Step, then update the moving average of the weights."""
         updates = self.global_step
         super().optimizer_step(*args, **options)
-        moving_average(
-            list(self.average.parameters()),
-            list(self.model.network.parameters()),
-            self.task.ema,
-            updates,
-        )
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Let the model's network be the average for a while."""
-        trained, self.model.network = self.model.network, self.average
-        try:
-            yield
-        finally:
-            self.model.network = trained
-
-    def published(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the model's weights with the average for its network."""
-        averages = {
-            name.replace("average.", "model.network.", 1): value
-            for name, value in state.items()
-            if name.startswith("average.")
-        }
-        return super().published({**state, **averages})
+        self.update_average(updates)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
         """Return the loss with fresh posterior noise, timesteps and condition dropout."""

@@ -81,7 +81,7 @@ def start_diffusion(model: Diffusion, folder: str | Path, renamed: dict[str, str
     for name, weight in weights.items():
         if name == "maps.weight":
             weights[name] = _rearranged(weight, 0, len(old.encoder.names), places)
-        elif name == "unet.conv_in.conv.weight" or name.endswith(
+        elif (name == "unet.conv_in.conv.weight" and old.network.concatenates) or name.endswith(
             ("attn2.to_k.weight", "attn2.to_v.weight")
         ):
             weights[name] = _rearranged(weight, 1, len(old.encoder.names), places)

@@ -16,19 +16,32 @@ from safetensors.torch import load_file
 
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.cohorts.findings import warn, write_findings
+from brain_ldm.cohorts.selection import joined, limited
 from brain_ldm.cohorts.validation import SeveralErrors, survey, validate
 from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, Model, open_model, save_model
 from brain_ldm.sweep import RESULT, Interrupted, write_result
-from brain_ldm.training import autoencoder, brain_age, diffusion, segmenter
+from brain_ldm.training import (
+    autoencoder,
+    brain_age,
+    diffusion,
+    embedding,
+    lsgan,
+    segmenter,
+    vae_gan,
+)
 from brain_ldm.training.card import model_card
 from brain_ldm.training.checkpoints import Stopped, best_path, step_of, take_over
 from brain_ldm.training.config import (
     AutoencoderTask,
     BrainAgeTask,
+    DataConfig,
     DiffusionTask,
+    EmbeddingTask,
+    LSGANTask,
     SegmenterTask,
     TrainConfig,
+    VAEGANTask,
 )
 from brain_ldm.training.data import CohortData
 from brain_ldm.training.latent_health import latent_health, table, verdict
@@ -51,11 +64,17 @@ BUILDERS = {
     DiffusionTask: diffusion.build,
     SegmenterTask: segmenter.build,
     BrainAgeTask: brain_age.build,
+    EmbeddingTask: embedding.build,
+    LSGANTask: lsgan.build,
+    VAEGANTask: vae_gan.build,
 }
 NEEDED_COLUMNS = {
     AutoencoderTask: [],
     SegmenterTask: ["ventricular_volume", "brain_volume"],
     BrainAgeTask: ["age"],
+    EmbeddingTask: [],
+    LSGANTask: [],
+    VAEGANTask: [],
 }
 FINDINGS = "findings.tsv"  # in the run's folder: what was found wrong with the cohort
 VOXELS = "voxels.json"  # in the cohort's cache: what is known of its images' voxels
@@ -84,19 +103,23 @@ def train(config: TrainConfig) -> float | None:
     check_logger(config.logger)
     with claimed(out), own_processes(config.out), interruptible(out):
         L.seed_everything(config.seed, verbose=False)
-        seen = survey(config.data.cohort, needed_columns(config))
-        if seen.cohort is not None:  # first what may be wrong elsewhere: voxels take minutes
-            module, data = BUILDERS[type(config.task)](config, seen.cohort)
-            data.balance(seen.cohort)
+        folders = [config.data.cohort, *config.data.extra]
+        surveys = [survey(folder, needed_columns(config)) for folder in folders]
+        # First what may be wrong elsewhere: voxels take minutes.
+        if all(seen.cohort is not None for seen in surveys):
+            cohort = chosen(config.data, *(seen.cohort for seen in surveys))
+            module, data = BUILDERS[type(config.task)](config, cohort)
+            data.balance(cohort)
             check_pictures(config.pictures, module.model)
             sources = {}
             if isinstance(module.model, Diffusion):
                 sources["autoencoder"] = module.model.autoencoder.hash
             if checkpoint:
-                check_origin(config, seen.cohort, sources, checkpoint.parents[1])
-        memory = Path(config.data.cache) / slug(config.data.cohort) / VOXELS
-        warnings = validate(seen, memory, run / FINDINGS, first)
-        cohort = seen.cohort
+                check_origin(config, cohort, sources, checkpoint.parents[1])
+        warnings = []
+        for seen in surveys:
+            memory = Path(config.data.cache) / slug(seen.root) / VOXELS
+            warnings += validate(seen, memory, run / FINDINGS, first)
         prepare(module, config)
         if first:
             save_origin(config, cohort, sources, run)
@@ -117,11 +140,26 @@ def train(config: TrainConfig) -> float | None:
             fit(trainer, module, data, checkpoint, out)
             value = None
             if trainer.is_global_zero:
-                value = finish(module.model, config, cohort, data, checkpoints.best, loggers)
+                value = finish(
+                    module.model,
+                    config,
+                    cohort,
+                    [seen.cohort for seen in surveys],
+                    data,
+                    checkpoints.best,
+                    loggers,
+                )
             failed = False
         finally:
             close_loggers(loggers, failed)
     return value
+
+
+def chosen(data: DataConfig, cohort: Cohort, *extra: Cohort) -> Cohort:
+    """Return the rows that `data` asks for, of its cohort and of further ones."""
+    if data.rows is not None:
+        cohort = limited(cohort, data.rows)
+    return joined(cohort, extra, data.extra_rows) if extra else cohort
 
 
 def needed_columns(config: TrainConfig) -> list[str]:
@@ -196,11 +234,15 @@ def finish(
     model: Model,
     config: TrainConfig,
     cohort: Cohort,
+    whole: list[Cohort],
     data: CohortData,
     best: dict[str, Any] | None,
     loggers: list,
 ) -> float | None:
-    """Write the model folder with the best weights, and say how good they are."""
+    """Write the model folder with the best weights, and say how good they are.
+
+    `whole` are the cohorts that the training rows of `cohort` were taken from.
+    """
     out, metric = Path(config.out), config.task.best
     if best is None:
         raise InputError(
@@ -215,13 +257,21 @@ def finish(
     model = model.float().cpu().eval().requires_grad_(False)
     model.config.trained_on = {
         "cohort": cohort.description["Name"],
-        "cohort_hash": cohort.content_hash(),
+        "cohort_hash": whole[0].content_hash(),
         "training_rows": len(cohort.rows("train")),
         "steps": config.trainer.max_steps,
         "best_step": best["step"],
         "seed": config.seed,
         "code": code_version(),
     }
+    if len(whole) > 1:
+        model.config.trained_on["extra"] = {
+            str(other.root): {
+                "cohort_hash": other.content_hash(),
+                "rows": sum(home == other.root for home in cohort.guests.values()),
+            }
+            for other in whole[1:]
+        }
     health = None
     if isinstance(model, Autoencoder):
         health = examined(model, data, loggers, config.trainer.max_steps)

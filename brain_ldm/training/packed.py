@@ -157,7 +157,7 @@ def _write_all(file: int, data: bytes, offset: int) -> None:
 
 def cache_folder(cache: str, cohort: Cohort, content: str) -> Path:
     """Return the folder in `cache` for `content` of `cohort`, named after the cohort's path."""
-    return Path(cache) / slug(cohort.root) / content
+    return Path(cache) / f"{slug(cohort.root)}{cohort.selection}" / content
 
 
 def slug(path: str | Path) -> str:

@@ -25,7 +25,7 @@ from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError
-from brain_ldm.models import Autoencoder, Diffusion, Model
+from brain_ldm.models import Autoencoder, Diffusion, Generator, Model
 from brain_ldm.training.config import PicturesConfig
 from brain_ldm.training.data import VALIDATION
 from brain_ldm.training.randomness import generator, normal
@@ -46,9 +46,9 @@ class Pictures(L.Callback):
     """Draw the first rows after every validation, into `run/pictures` and for every logger.
 
     Of an autoencoder: images, reconstructions and differences. Of a diffusion model: samples for
-    the rows' covariates, and a sweep of each covariate for the first row; their noise is the same
-    every time, so that pictures differ by the weights alone. Other models have no pictures. A
-    cohort without validation rows is shown by its training rows.
+    the rows' covariates, and a sweep of each covariate for the first row; of a GAN: as many
+    samples. Their noise is the same every time, so that pictures differ by the weights alone. Other
+    models have no pictures. A cohort without validation rows is shown by its training rows.
 
     Args:
         config: how many brains, and how they are sampled.
@@ -76,7 +76,11 @@ class Pictures(L.Callback):
 
     def draw(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Draw, save and log the pictures of this step; nothing in training feels it."""
-        makers = {Autoencoder: self.of_autoencoder, Diffusion: self.of_diffusion}
+        makers = {
+            Autoencoder: self.of_autoencoder,
+            Diffusion: self.of_diffusion,
+            Generator: self.of_generator,
+        }
         make = makers.get(type(module.model))
         # Sharded weights come together only where all ranks ask for them.
         sharded = isinstance(trainer.strategy, FSDPStrategy)
@@ -148,6 +152,19 @@ class Pictures(L.Callback):
             fixed = describe(model.encoder, asked[0].tolist())
             images["sweep"] = sheet(strips, f"What does not vary: {fixed}. {GREY}", NARROW)
         return images
+
+    def of_generator(
+        self, model: Generator, rows: Sequence[dict[str, Tensor]], device: torch.device
+    ) -> dict[str, Image.Image]:
+        """Return a sample for each row, whose number is the seed of its noise."""
+        draws = [generator(self.seed, "pictures", int(row["index"])) for row in rows]
+        noise = normal(draws, torch.empty(len(rows), model.latent_size)).to(device)
+        volumes = [model.generate(z[None])[0, 0].float().cpu().numpy() for z in noise]
+        table = [
+            [(f"noise {number}", grey(slices(volume, model.grid)))]
+            for number, volume in enumerate(volumes, 1)
+        ]
+        return {"samples": sheet(table, GREY, WIDE)}
 
     def _sample(
         self, model: Diffusion, conditions: Tensor, noise: Tensor, device: torch.device

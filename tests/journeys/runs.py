@@ -19,9 +19,9 @@ def end(process, number=signal.SIGKILL):
     process.wait(60)
 
 
-def succeed(process):
+def succeed(process, seconds=240):
     """Wait for a process that must succeed; return what it printed."""
-    out, _ = process.communicate(timeout=240)
+    out, _ = process.communicate(timeout=seconds)
     assert process.returncode == 0, out
     return out
 

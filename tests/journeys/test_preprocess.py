@@ -21,6 +21,7 @@ SCANS = int(os.environ.get("BRAIN_LDM_SCANS", "25"))
 DAMAGED = max(SCANS // 20, len(KINDS))
 KILLS = 5 if SCANS >= 100 else 2
 FIRST = SCANS - DAMAGED  # the damaged ones come last
+SECONDS = 240 + 20 * SCANS  # for a whole run on a machine with other work
 
 
 def command(raw: Path, out: Path, *more: str) -> list[str]:
@@ -59,7 +60,7 @@ def raw(tmp_path_factory) -> Path:
 def cohort(raw, tmp_path_factory) -> Path:
     """What one undisturbed run makes of them."""
     out = tmp_path_factory.mktemp("once") / "cohort"
-    succeed(start(command(raw, out)))
+    succeed(start(command(raw, out)), SECONDS)
     return out
 
 
@@ -115,7 +116,7 @@ def test_killed_at_random_moments_the_result_is_the_same(raw, cohort, tmp_path):
         assert not (out / "participants.tsv").exists()  # it was not finished yet
     kept = {p: p.stat().st_mtime_ns for p in out.glob(".unfinished/rows/sub-*.json")}
     assert kept
-    succeed(start(command(raw, out)))
+    succeed(start(command(raw, out)), SECONDS)
     assert content(out) == content(cohort)
     assert all(
         path.stat().st_mtime_ns == when for path, when in kept.items()
@@ -125,7 +126,7 @@ def test_killed_at_random_moments_the_result_is_the_same(raw, cohort, tmp_path):
 def test_shards_make_the_same_cohort(raw, cohort, tmp_path):
     out = tmp_path / "cohort"
     processes = [start(command(raw, out, f"shard={i}/2", "workers=1")) for i in range(2)]
-    said = "".join(succeed(process) for process in processes)
+    said = "".join(succeed(process, SECONDS) for process in processes)
     assert "left to other shards" in said or said.count("rejected.tsv") == 2
     assert content(out) == content(cohort)
 

@@ -20,10 +20,10 @@ def logged(model):
     return table.groupby("step")[numbers].first()
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion", "lsgan"])
 def test_two_ranks_are_one_with_twice_the_batch(kind, trainings, start, run_command):
     options = [*trainings[kind], "trainer.max_steps=6"]
-    each = {"autoencoder": 1, "diffusion": 2}[kind]
+    each = {"autoencoder": 1, "diffusion": 2, "lsgan": 2}[kind]
     code, _, err = run_command("train", *options, f"data.batch_size={2 * each}", "out=one")
     assert code == 0, err
     succeed(start(*options, *TWO_RANKS, f"data.batch_size={each}", "out=two", program=TORCHRUN))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from brain_ldm.errors import InputError
-from brain_ldm.networks.config import UNetConfig
+from brain_ldm.networks.config import Conditioning, UNetConfig
 from brain_ldm.networks.unet import ConditionalUNet, ConditionMaps, from_patches, to_patches
 
 SMALL = {
@@ -73,3 +73,21 @@ def test_a_patch_of_nothing_or_a_latent_that_does_not_divide_is_refused():
         ConditionalUNet(UNetConfig(**SMALL, patch=0), (3, 8, 8, 8), 2, MISSING)
     with pytest.raises(InputError, match=r"shrinks each axis by 4.*8×8×6"):
         ConditionalUNet(UNetConfig(**SMALL, patch=2), (3, 8, 8, 6), 2, MISSING)
+
+
+@pytest.mark.parametrize("way", Conditioning)
+def test_one_way_alone_still_tells_the_network(way):
+    torch.manual_seed(0)
+    network = ConditionalUNet(
+        UNetConfig(**SMALL, conditioning=way), (3, 8, 8, 8), 2, MISSING
+    ).eval()
+    names = "".join(network.state_dict())
+    assert ("attn2" in names) == (way is not Conditioning.concatenation)
+    wide = network.unet.conv_in.conv.weight.shape[1]
+    assert wide == (3 if way is Conditioning.cross_attention else 5)
+    for weight in network.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.1)
+    x, t = torch.randn(1, 3, 8, 8, 8), torch.tensor([500])
+    young, old = (network(x, t, torch.tensor([[0.0, age]])) for age in (0.1, 0.9))
+    assert float((young - old).abs().max()) > 0

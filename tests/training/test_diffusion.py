@@ -17,8 +17,9 @@ from brain_ldm.errors import InputError
 from brain_ldm.models import Autoencoder, Diffusion, GridConfig, SavedAutoencoder, SavedDiffusion
 from brain_ldm.networks.config import AutoencoderConfig, UNetConfig
 from brain_ldm.training.augmentation import flip_and_shift
+from brain_ldm.training.averaging import moving_average
 from brain_ldm.training.config import DiffusionTask
-from brain_ldm.training.diffusion import DiffusionTraining, moving_average, pick_encoding
+from brain_ldm.training.diffusion import DiffusionTraining, pick_encoding
 from brain_ldm.training.latents import cached_latents, check_grid, latent_scale
 from brain_ldm.training.packed import Team
 from brain_ldm.training.randomness import draws
