@@ -84,11 +84,12 @@ space := $(empty) $(empty)
 reports/demo/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(MODEL) \
     cohorts/demo_synthetic/$(COHORT) $(SWEEP_COHORTS:%=%/$(COHORT))
 	$(call stage,Real and synthetic held against each other,brain_ldm.evaluate real=cohorts/phantom \
-	    synthetic=cohorts/demo_synthetic "sweeps=[$(subst $(space),$(comma),$(SWEEP_COHORTS))]" out=$(@D))
+	    synthetic=cohorts/demo_synthetic "sweeps=[$(subst $(space),$(comma),$(SWEEP_COHORTS))]" \
+	    features=segmenter embedding=null pairs=300 out=$(@D))
 
 clean:  ## Remove what the demo and the tools made (cohorts, models, reports, caches; .venv stays)
 	rm -rf cohorts/phantom cohorts/phantom_measure cohorts/demo_synthetic $(SWEEP_COHORTS)
 	rm -rf models/segmenter_demo models/brain_age_demo models/ae_demo models/ldm_demo reports/demo
-	rm -rf caches/cohorts_phantom caches/cohorts_phantom_measure
+	rm -rf caches/cohorts_phantom caches/cohorts_phantom_measure caches/evaluation
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist
 	find brain_ldm tests -name __pycache__ -prune -exec rm -rf {} +

@@ -59,13 +59,17 @@ def register(name: str, schema: type, groups: dict[str, dict[str, type]]) -> Non
 
 
 def command(
-    name: str, schema: type, **groups: dict[str, type]
+    name: str,
+    schema: type,
+    after: Callable[[Path], None] | None = None,
+    **groups: dict[str, type],
 ) -> Callable[[Callable[[Any], Any]], Callable[[], None]]:
     """Make `function(config)` the command `python -m brain_ldm.<name>`.
 
     Args:
         name: of the command and of its file in conf/.
         schema: dataclass of its options; the function receives an instance.
+        after: called with a sweep's folder once its jobs have ended.
         groups: for each config group, the dataclasses of its choices by name.
 
     A user's mistake, in the config or in what it names, is one line and exit code 2. In a sweep
@@ -110,6 +114,8 @@ def command(
             finally:
                 if Multirun.folder is not None:
                     jobs = sweep.finish(name, Multirun.folder)
+                    if after is not None:
+                        after(Multirun.folder)
             states = {job.state for job in jobs} - {"finished"}
             if states:
                 sys.exit(USER_ERROR if states == {"failed"} else 1)

@@ -1,9 +1,18 @@
 """Options of `evaluate`: which cohorts are held against each other, and what measures them."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from brain_ldm.errors import InputError
+
+
+class Features(Enum):
+    """Whose features cohorts are compared by."""
+
+    medicalnet = "medicalnet"  # ResNet-50 of 23 medical data sets, as the author's later code
+    segmenter = "segmenter"  # a stand-in without a download: encoder of `segmenter`
+    brain_age = "brain_age"  # a stand-in without a download: blocks of `brain_age`
 
 
 @dataclass
@@ -11,35 +20,54 @@ class EvaluateConfig:
     """Options of `evaluate`."""
 
     real: str = "cohorts/phantom"  # folder of the real cohort (or of phantoms)
-    # Folder of a synthetic cohort, or a list of such folders: synthetic=[a,b].
+    # Folder of a synthetic cohort, or a list of such folders: synthetic=[A,B]; or rows of the
+    # table by name, each with one folder or several of one kind: synthetic={LSGAN: [A,B], LDM: C}.
     synthetic: Any = "cohorts/synthetic"
     # Folders of sweeps: cohorts in which `sample` varied one covariate and kept all else.
     sweeps: list[str] = field(default_factory=list)
+    # Model folders of brain-age networks trained on real rows, synthetic rows or both: each is
+    # tested on the real cohort's test rows.
+    age_networks: list[str] = field(default_factory=list)
     out: str | None = None  # folder of the report; null: reports/<first synthetic cohort's name>
 
-    segmenter: str = "models/segmenter_demo"  # model folder: measures the volumes
-    brain_age: str = "models/brain_age_demo"  # model folder: predicts age
-    autoencoder: str = "models/ae_demo"  # model folder: its reconstructions are judged
+    # Model folders; null does without what it measures.
+    segmenter: str | None = "models/segmenter_demo"  # volumes
+    brain_age: str | None = "models/brain_age_demo"  # age
+    autoencoder: str | None = "models/ae_demo"  # latents; its reconstructions are judged
+    embedding: str | None = "models/embedding_demo"  # who is like whom: finds copies
 
-    # Rows of the real cohort to compare with, by its column `split`. Rows that a measuring
-    # network was trained on would flatter the ceiling.
+    features: Features = Features.medicalnet
+    medicalnet: str | None = None  # file with its weights; null: MONAI downloads them
+
+    # Rows of the real cohort that requests and measurements are compared on, by its column
+    # `split`. Rows that a measuring network was trained on would flatter the ceiling.
     split: str = "test"
-    # Random pairs of brains for MS-SSIM in each cohort. The paper takes 1000; with 100 the mean
-    # is known to a tenth of the spread between pairs.
-    pairs: int = 100
-    bootstrap: int = 2000  # resamples behind each 95 % interval
+    pairs: int = 1000  # random pairs of brains of each cohort for MS-SSIM and 4-G-R-SSIM (paper)
+    bootstrap: int = 1000  # resamples behind each 95 % interval of a correlation
+    # Resamples behind each 95 % interval of a distance between cohorts: one of them costs an
+    # eigenvalue decomposition.
+    resamples: int = 100
+    neighbours: int = 5  # k of precision, recall, density and coverage (Naeem et al. 2020)
     permutations: int = 1000  # random pairings behind each chance level
-    shown: int = 4  # brains in each row of the montage
+    shown: int = 4  # brains in each row of a montage
     batch_size: int = 8  # volumes measured at once; 8 fit a laptop at 4 mm, take 1 at 1 mm
+    cache: str = "caches/evaluation"  # folder of what was measured: of use to the next report too
     seed: int = 0  # of pairs, bootstrap and permutations
 
     def __post_init__(self) -> None:
-        """Make `synthetic` a list, or refuse it."""
-        folders = [self.synthetic] if isinstance(self.synthetic, str) else self.synthetic
-        if not isinstance(folders, list) or not all(isinstance(f, str) and f for f in folders):
-            raise InputError(
-                f"synthetic is {self.synthetic!r}; give a cohort's folder, or a list of them: [A,B]"
-            )
-        if not folders:
+        """Make `synthetic` rows of the table by name, or refuse it."""
+        given = self.synthetic
+        rows = given if isinstance(given, dict) else {None: given}
+        listed = {}
+        for title, folders in rows.items():
+            folders = [folders] if isinstance(folders, str) else folders
+            good = isinstance(folders, list) and all(isinstance(f, str) and f for f in folders)
+            if not good or not folders:
+                raise InputError(
+                    f"synthetic is {given!r}; give a cohort's folder, a list of them, [A,B], or "
+                    "rows of the table by name, {LSGAN: [A,B], LDM: C}"
+                )
+            listed[title] = folders
+        if not listed:
             raise InputError("synthetic is empty; give a cohort's folder, or a list of them: [A,B]")
-        self.synthetic = folders
+        self.synthetic = listed

@@ -9,20 +9,27 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brain_ldm.cohorts.cohort import SPLITS, Cohort, open_cohort
+from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.cohorts.covariates import COVARIATES
-from brain_ldm.errors import InputError
-from brain_ldm.evaluation import figures
+from brain_ldm.evaluation import draw
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.faithfulness import agreement, chance
-from brain_ldm.evaluation.measure import Instruments, measure, pair_similarity, reconstruct
-from brain_ldm.evaluation.quantities import QUANTITIES, Quantity
-from brain_ldm.evaluation.report import check_out, print_summary, publish, write_files
+from brain_ldm.evaluation.gradient_similarity import WINDOW as GRADIENT_WINDOW
+from brain_ldm.evaluation.inputs import Inputs, check, open_inputs, swept
+from brain_ldm.evaluation.instruments import Instruments, open_instruments
+from brain_ldm.evaluation.measure import Bench, Measured
+from brain_ldm.evaluation.memorisation import audit
+from brain_ldm.evaluation.quantities import QUANTITIES
+from brain_ldm.evaluation.realism import compare
+from brain_ldm.evaluation.report import check_out, plain, print_summary, publish, write_files
+from brain_ldm.evaluation.sex import GridSearchCV, learn_sex, sex_agreement
 from brain_ldm.evaluation.similarity import WINDOW, WINDOW_SIGMA, random_pairs, scale_weights
-from brain_ldm.models import Autoencoder, BrainAge, Segmenter, open_model
+from brain_ldm.evaluation.sweeps import leakage, response
+from brain_ldm.evaluation.table import comparison
+from brain_ldm.evaluation.utility import check_age_networks, utility
 
-# Brains in the strip of a sweep: as many as fit a page side by side.
-STRIP = 7
+CONTACTS = 4  # closest pairs on the contact sheet
+PLANTED = 64  # copies of training brains, to see how many are recognised
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -31,174 +38,129 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises:
         InputError: something named is missing, damaged, or does not fit the rest.
     """
-    out = Path(config.out or Path("reports") / Path(config.synthetic[0]).name)
+    first = next(iter(config.synthetic.values()))[0]
+    out = Path(config.out or Path("reports") / Path(first).name)
     check_out(out)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    instruments = Instruments(
-        open_model(config.segmenter, Segmenter).to(device),
-        open_model(config.brain_age, BrainAge).to(device),
-        open_model(config.autoencoder, Autoencoder).to(device),
-        device,
-    )
-    metrics = evaluate_cohorts(
-        config,
-        open_cohort(config.real),
-        {name: open_cohort(folder) for name, folder in _named(config.synthetic).items()},
-        {name: open_cohort(folder) for name, folder in _named(config.sweeps).items()},
-        instruments,
-        out,
-    )
+    inputs = open_inputs(config)
+    check_age_networks(config.age_networks, inputs.real)
+    metrics = evaluate_cohorts(config, inputs, open_instruments(config), out)
     print_summary(metrics, out)
 
 
 def evaluate_cohorts(
-    config: EvaluateConfig,
-    real: Cohort,
-    synthetic: dict[str, Cohort],
-    sweeps: dict[str, Cohort],
-    instruments: Instruments,
-    out: Path,
+    config: EvaluateConfig, inputs: Inputs, instruments: Instruments, out: Path
 ) -> dict[str, Any]:
     """Evaluate opened cohorts with opened networks and write the report into `out`.
 
-    synthetic, sweeps: cohorts by the names that the report calls them. Of `config`, whatever is
-    no folder is used; its folders are recorded. Returns what metrics.json holds.
+    Of `config`, whatever is no folder is used; its folders are recorded. Returns what
+    metrics.json holds.
 
     Raises:
         InputError: the cohorts and networks do not fit together, or a volume cannot be read.
     """
-    _check(config, real, synthetic, sweeps, instruments)
-    rows = real.rows(config.split)
-    size = config.batch_size
+    check(config, inputs, instruments)
+    bench = Bench(instruments, Path(config.cache), config.batch_size)
+    everyone = bench.measure(inputs.real, inputs.real.rows(), "real", True)
+    made = {n: bench.measure(c, c.table, n, False) for n, c in inputs.synthetic.items()}
+    swung = {n: bench.measure(c, c.table, n, False) for n, c in inputs.sweeps.items()}
+
+    split = everyone.table["split"]
+    real, train = everyone.rows(split == config.split), everyone.rows(split == "train")
+    held_out = everyone.rows(split != "train")
+    reference, floor, n = _halves(everyone, made, config.seed)
+    planted = bench.copies(inputs.real, train.table.head(PLANTED)) if len(train) else None
+    knows_sex = _sex_classifier(train)
+
+    metrics: dict[str, Any] = {
+        "schema_version": 2,
+        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "grid": {
+            "shape": list(inputs.real.grid.shape),
+            "resolution_mm": inputs.real.grid.resolution,
+        },
+        "models": {
+            name: {
+                "folder": getattr(config, name),
+                "sha256": model.hash,
+                "trained_on": model.config.trained_on,
+            }
+            for name, model in instruments.named().items()
+        },
+        "features": _extractor(instruments),
+        "real": _identity(inputs.real, len(real)),
+        "synthetic": {},
+        "sweeps": {},
+        "utility": utility(config, bench, real),
+    }
+    facts = metrics["real"]
+    facts["agreement"] = _agreement(real.table, config)
+    facts["sex"] = _sex(knows_sex, real, config)
+    facts["similarity"] = _similarity(bench, real, config, "real")
+    facts["floor"] = _realism(reference, floor, config)
+    facts["reconstruction"] = quality = None
+    if instruments.autoencoder is not None:
+        quality = bench.reconstruction(inputs.real, real.table)
+        facts["reconstruction"] = {
+            "psnr_db": _mean(quality["psnr"]),
+            "ssim": _mean(quality["ssim"]) | {"window": WINDOW},
+            "similarity": _similarity(bench, real, config, "reconstructed"),
+        }
+    for name, cohort in made.items():
+        metrics["synthetic"][name] = _identity(cohort.cohort, len(cohort)) | {
+            "title": inputs.titles[name],
+            "agreement": _agreement(cohort.table, config, facts["agreement"]),
+            "sex": _sex(knows_sex, cohort, config),
+            "similarity": _similarity(bench, cohort, config, name),
+            "realism": _realism(reference, _some(cohort, n, config.seed), config),
+            "audit": _audit(train, held_out, cohort, planted),
+        }
+    metrics["notes"] = _notes(train, held_out, made)
+    metrics["table"] = comparison(metrics["synthetic"], facts)
+    for name, cohort in swung.items():
+        metrics["sweeps"][name] = _sweep(cohort, everyone, real, config)
+
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         stage = Path(folder)
         (stage / "figures").mkdir()
-        again = np.memmap(
-            stage / "reconstructions", np.float16, "w+", shape=(len(rows), *real.grid.shape)
-        )
-        true = measure(real, rows, instruments, size, "real")
-        true = true.join(reconstruct(real, rows, instruments, size, again))
-        tables = [_labelled(true, "real", real.root.name)]
-        ceilings = _compare(true, config)
-        metrics = {
-            "schema_version": 1,
-            "settings": {
-                name: getattr(config, name)
-                for name in ("split", "pairs", "bootstrap", "permutations", "seed")
-            },
-            "grid": {"shape": list(real.grid.shape), "resolution_mm": real.grid.resolution},
-            "models": {
-                name: {
-                    "folder": getattr(config, name),
-                    "sha256": model.hash,
-                    "trained_on": model.config.trained_on,
-                }
-                for name, model in instruments.named().items()
-            },
-            "real": _identity(real, len(true))
-            | {
-                "agreement": ceilings,
-                "reconstruction": {
-                    "psnr_db": _mean(true["psnr"].to_numpy()),
-                    "ssim": _mean(true["ssim"].to_numpy()) | {"window": WINDOW},
-                },
-                "ms_ssim": _diversity(real, rows, config, instruments, "real"),
-                "ms_ssim_reconstructed": _diversity(
-                    real, rows, config, instruments, "reconstructed", again
-                ),
-            },
-            "synthetic": {},
-            "sweeps": {},
-        }
-        for name, cohort in synthetic.items():
-            table = measure(cohort, cohort.table, instruments, size, name)
-            tables.append(_labelled(table, "synthetic", name))
-            found = _compare(table, config, ceilings)
-            metrics["synthetic"][name] = _identity(cohort, len(table)) | {
-                "agreement": found,
-                "ms_ssim": _diversity(cohort, table, config, instruments, name),
-                "montage": f"figures/montage_{name}.png",
-                "scatter": f"figures/scatter_{name}.png",
-            }
-            metrics["synthetic"][name]["montage_matched"] = _montage(
-                stage / f"figures/montage_{name}.png", config, real, true, again, cohort, table
-            )
-            _scatter(stage / f"figures/scatter_{name}.png", table, true, found)
-        for name, cohort in sweeps.items():
-            table = measure(cohort, cohort.table, instruments, size, name)
-            tables.append(_labelled(table, "sweep", name))
-            varied = _swept(cohort)
-            metrics["sweeps"][name] = _identity(cohort, len(table)) | {
-                "covariate": varied,
-                "agreement": _compare(table, config, ceilings).get(varied),
-                "figure": f"figures/sweep_{name}.png",
-            }
-            _sweep(stage / f"figures/sweep_{name}.png", cohort, table, true, varied)
-        del again
-        (stage / "reconstructions").unlink()
+        _draw(stage, config, bench, metrics, real, train, quality, made, swung)
+        tables = [_labelled(real, "real", inputs.real.root.name, quality)]
+        tables += [_labelled(cohort, "synthetic", name) for name, cohort in made.items()]
+        tables += [_labelled(cohort, "sweep", name) for name, cohort in swung.items()]
+        metrics = plain(metrics)
         write_files(stage, metrics, pd.concat(tables, ignore_index=True))
         publish(stage, out)
     return metrics
 
 
-def _named(folders: list[str]) -> dict[str, str]:
-    """Name each folder after its last part, or its last two where that tells them not apart."""
-    paths = [Path(folder).resolve() for folder in folders]
-    if len(set(paths)) < len(paths):
-        twice = next(f for f, p in zip(folders, paths, strict=True) if paths.count(p) > 1)
-        raise InputError(f"{twice}: this cohort is given twice")
-    last = [path.name for path in paths]
-    names = [
-        path.name if last.count(path.name) == 1 else f"{path.parent.name}-{path.name}"
-        for path in paths
-    ]
-    if len(set(names)) < len(names):
-        raise InputError(f"cohorts named alike: {', '.join(folders)}; rename one of the folders")
-    return dict(zip(names, folders, strict=True))
+SETTINGS = ("split", "pairs", "bootstrap", "resamples", "neighbours", "permutations", "seed")
 
 
-def _check(
-    config: EvaluateConfig,
-    real: Cohort,
-    synthetic: dict[str, Cohort],
-    sweeps: dict[str, Cohort],
-    instruments: Instruments,
-) -> None:
-    for key in ("pairs", "bootstrap", "permutations", "shown", "batch_size"):
-        if getattr(config, key) < 1:
-            raise InputError(f"{key} is {getattr(config, key)}; give at least 1")
-    if config.split not in SPLITS:
-        raise InputError(f"split is {config.split!r}; give {', '.join(SPLITS)}")
-    if real.rows(config.split).empty:
-        raise InputError(f"{real.root}/participants.tsv: no row has split {config.split}")
-    scale_weights(real.grid.shape)
-    for name, model in instruments.named().items():
-        if not model.grid.same_as(real.grid):
-            raise InputError(
-                f"{real.root}: {real.grid}, but {name} ({getattr(config, name)}) works on "
-                f"{model.grid}; give a cohort and models of one grid"
-            )
-    for cohort in (*synthetic.values(), *sweeps.values()):
-        if not cohort.grid.same_as(real.grid):
-            raise InputError(
-                f"{cohort.root}: {cohort.grid}, but the real cohort {real.root} has {real.grid}; "
-                "give cohorts of one grid"
-            )
-    for cohort in synthetic.values():
-        if _swept(cohort):
-            raise InputError(f"{cohort.root}: a sweep of {_swept(cohort)}; give it as sweeps=[…]")
-    for cohort in sweeps.values():
-        varied = _swept(cohort)
-        if varied is None:
-            raise InputError(f"{cohort.root}: not a sweep; give it as synthetic=…")
-        if varied not in cohort.table.columns or cohort.table[varied].isna().any():
-            raise InputError(f"{cohort.root}/participants.tsv: a sweep needs {varied} in every row")
+def _halves(
+    everyone: Measured, made: dict[str, Measured], seed: int
+) -> tuple[Measured, Measured, int]:
+    """Real brains to compare with, and as many others, the floor; how many.
+
+    Distances between cohorts depend on their size, so all are taken of one: that of the smallest
+    synthetic cohort, or half the real one.
+    """
+    n = min(len(everyone) // 2, *(len(cohort) for cohort in made.values()))
+    order = np.random.default_rng(seed).permutation(len(everyone))
+    return everyone.rows(order[:n]), everyone.rows(order[n : 2 * n]), n
 
 
-def _swept(cohort: Cohort) -> str | None:
-    """The covariate that a sweep varies; None for a cohort that is no sweep."""
-    return (cohort.description.get("GeneratedBy") or [{}])[0].get("Sweep")
+def _some(cohort: Measured, n: int, seed: int) -> Measured:
+    return cohort.rows(np.random.default_rng(seed).permutation(len(cohort))[:n])
+
+
+def _notes(train: Measured, held_out: Measured, made: dict[str, Measured]) -> list[str]:
+    """What a reader must know of the cohorts before believing the figures."""
+    notes = []
+    for what, cohort in {"the real cohort's other splits": held_out, **made}.items():
+        same = int(cohort.table["voxels"].isin(train.table["voxels"]).sum())
+        if same:
+            notes.append(f"{same} of {len(cohort)} brains of {what} equal training brains exactly")
+    return notes
 
 
 def _identity(cohort: Cohort, n: int) -> dict[str, Any]:
@@ -210,12 +172,24 @@ def _identity(cohort: Cohort, n: int) -> dict[str, Any]:
     }
 
 
-def _compare(
+def _extractor(instruments: Instruments) -> dict[str, Any] | None:
+    extractor = instruments.extractor
+    if extractor is None:
+        return None
+    return {"name": extractor.name, "sha256": extractor.hash, "stand_in": extractor.stand_in}
+
+
+def _agreement(
     table: pd.DataFrame, config: EvaluateConfig, ceilings: dict[str, dict] | None = None
 ) -> dict[str, dict]:
-    """Requested against measured for each covariate; with `ceilings`, those beside it."""
+    """Requested against measured for each covariate; with `ceilings`, those beside it.
+
+    Empty where no brain was asked for with a covariate that is measured.
+    """
     found = {}
     for name, quantity in QUANTITIES.items():
+        if f"measured_{name}" not in table:
+            continue
         pair = (table[name].to_numpy(float), table[f"measured_{name}"].to_numpy())
         result = agreement(*pair, config.bootstrap, config.seed)
         by_chance = chance(*pair, config.permutations, config.seed)
@@ -225,164 +199,216 @@ def _compare(
             "floor": by_chance and asdict(by_chance),
         }
         if ceilings is not None:
-            found[name]["ceiling"] = ceilings[name]
+            found[name]["ceiling"] = ceilings.get(name)
+    return found if any(result["n"] for result in found.values()) else {}
+
+
+def _sex_classifier(train: Measured) -> GridSearchCV | None:
+    if "features" not in train.vectors:
+        return None
+    return learn_sex(train.vectors["features"], train.table["sex"].to_numpy())
+
+
+def _sex(
+    classifier: GridSearchCV | None, measured: Measured, config: EvaluateConfig
+) -> dict[str, Any] | None:
+    sex = measured.table["sex"].to_numpy()
+    if classifier is None or pd.isna(sex).all():
+        return None
+    features = measured.vectors["features"]
+    return asdict(sex_agreement(classifier, features, sex, config.bootstrap, config.seed))
+
+
+def _similarity(
+    bench: Bench, measured: Measured, config: EvaluateConfig, title: str
+) -> dict[str, dict[str, Any]]:
+    """MS-SSIM and 4-G-R-SSIM over random pairs; the mean's interval is from resampled brains."""
+    ids = measured.table["participant_id"].tolist()
+    pairs = random_pairs(len(ids), config.pairs, config.seed)
+    found = bench.similarity(
+        measured.cohort, [(ids[a], ids[b]) for a, b in pairs], title, title == "reconstructed"
+    )
+    shape = measured.cohort.grid.shape
+    facts = {
+        "ms_ssim": {
+            "window": WINDOW,
+            "window_sigma": WINDOW_SIGMA,
+            "scales": len(scale_weights(shape)),
+        },
+        "gradient_ssim": {"window": GRADIENT_WINDOW, "scales": 1},
+    }
+    return {
+        name: _pair_mean(found.get(name), pairs, len(ids), config) | fact
+        for name, fact in facts.items()
+    }
+
+
+def _pair_mean(
+    values: np.ndarray | None, pairs: np.ndarray, n: int, config: EvaluateConfig
+) -> dict[str, Any]:
+    """Mean over pairs, its spread, and its 95 % interval.
+
+    Brains are resampled and not pairs, since two pairs with a brain in common are not independent:
+    a pair counts as often as its two brains were drawn, multiplied.
+    """
+    if values is None or not len(values):
+        return {"value": None, "sd": None, "low": None, "high": None, "n": 0}
+    random = np.random.default_rng(config.seed)
+    drawn = random.multinomial(n, np.full(n, 1 / n), size=config.bootstrap)
+    weights = (drawn[:, pairs[:, 0]] * drawn[:, pairs[:, 1]]).astype(float)
+    total = weights.sum(axis=1)
+    means = (weights[total > 0] @ values) / total[total > 0]
+    low, high = np.percentile(means, [2.5, 97.5]) if len(means) else (None, None)
+    return {
+        "value": float(values.mean()),
+        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
+        "low": None if low is None else float(low),
+        "high": None if high is None else float(high),
+        "n": len(values),
+    }
+
+
+def _realism(reference: Measured, other: Measured, config: EvaluateConfig) -> dict[str, Any] | None:
+    if "features" not in reference.vectors:
+        return None
+    features = (reference.vectors["features"], other.vectors["features"])
+    return asdict(compare(*features, config.neighbours, config.resamples, config.seed))
+
+
+def _audit(
+    train: Measured,
+    held_out: Measured,
+    cohort: Measured,
+    planted: dict[str, np.ndarray] | None,
+) -> dict[str, Any]:
+    """By space: embedding, latent, pixels."""
+    return {
+        space: asdict(
+            audit(
+                train.vectors[space],
+                held_out.vectors[space],
+                cohort.vectors[space],
+                planted and planted[space],
+            )
+        )
+        for space in ("embedding", "latent", "pixels")
+        if space in train.vectors
+    }
+
+
+def _sweep(
+    cohort: Measured, everyone: Measured, real: Measured, config: EvaluateConfig
+) -> dict[str, Any]:
+    varied = swept(cohort.cohort)
+    found = _identity(cohort.cohort, len(cohort)) | {"covariate": varied}
+    known = _known_range(everyone, varied)
+    table = _numbered(cohort.table, varied)
+    found["training_range"] = None if known is None else list(known)
+    found["response"] = None
+    if f"measured_{varied}" in table and known is not None:
+        found["response"] = asdict(response(table, varied, *known))
+    low, high = known or (0.0, 1.0)
+    found["leakage"] = {
+        name: asdict(value) for name, value in leakage(table, varied, low, high, real.table).items()
+    }
+    found["agreement"] = _agreement(cohort.table, config).get(varied)
     return found
 
 
+def _known_range(everyone: Measured, covariate: str) -> tuple[float, float] | None:
+    """The range of a covariate among real training rows, or all rows where none train.
+
+    None for a covariate of codes, or without values.
+    """
+    if covariate not in everyone.table or (
+        covariate in COVARIATES and COVARIATES[covariate].levels
+    ):
+        return None
+    train = everyone.table["split"] == "train"
+    values = everyone.table[covariate][train if train.any() else ~train].dropna()
+    return (float(values.min()), float(values.max())) if len(values) else None
+
+
+def _numbered(table: pd.DataFrame, covariate: str) -> pd.DataFrame:
+    levels = COVARIATES[covariate].levels if covariate in COVARIATES else {}
+    return table.assign(**{covariate: table[covariate].map(levels)}) if levels else table
+
+
 def _mean(values: np.ndarray) -> dict[str, Any]:
-    if not len(values):
-        return {"mean": None, "sd": None, "n": 0}
     sd = float(values.std(ddof=1)) if len(values) > 1 else None
     return {"mean": float(values.mean()), "sd": sd, "n": len(values)}
 
 
-def _diversity(
-    cohort: Cohort,
-    rows: pd.DataFrame,
+def _draw(
+    stage: Path,
     config: EvaluateConfig,
-    instruments: Instruments,
-    title: str,
-    volumes: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """MS-SSIM over random pairs of `rows`, read from `volumes` (n, X, Y, Z) or from the cohort."""
-    participants = rows["participant_id"].tolist()
-
-    def read(row: int) -> np.ndarray:
-        return cohort.read(participants[row]) if volumes is None else volumes[row]
-
-    pairs = random_pairs(len(rows), config.pairs, config.seed)
-    values = pair_similarity(read, pairs, instruments.device, config.batch_size, title)
-    return _mean(values) | {
-        "window": WINDOW,
-        "window_sigma": WINDOW_SIGMA,
-        "scales": len(scale_weights(cohort.grid.shape)),
-    }
-
-
-def _labelled(table: pd.DataFrame, role: str, name: str) -> pd.DataFrame:
-    kept = ["participant_id", *COVARIATES, *(c for c in ("source_id", "seed") if c in table)]
-    measured = [c for c in table.columns if c.startswith("measured_") or c in ("psnr", "ssim")]
-    return table[[*kept, *measured]].assign(role=role, cohort=name)
-
-
-def _pairs_to_show(
-    real: pd.DataFrame, synthetic: pd.DataFrame, count: int
-) -> tuple[list[tuple[int, int]], bool]:
-    """Row numbers (real, synthetic) for the montage, spread over age; whether they match.
-
-    They match where the synthetic brains were asked for with a real participant's covariates
-    (column source_id); otherwise the n-th real brain stands above the n-th synthetic one.
-    """
-    pairs = []
-    if "source_id" in synthetic:
-        by_source = {source: row for row, source in reversed(list(enumerate(synthetic.source_id)))}
-        pairs = [(r, by_source[p]) for r, p in enumerate(real.participant_id) if p in by_source]
-    matched = bool(pairs)
-    if not matched:
-        pairs = [(row, row) for row in range(min(len(real), len(synthetic)))]
-    pairs.sort(key=lambda pair: (np.nan_to_num(real.age[pair[0]], nan=np.inf), pair[0]))
-    chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
-    return [pairs[i] for i in chosen], matched
-
-
-def _montage(
-    path: Path,
-    config: EvaluateConfig,
-    real: Cohort,
-    true: pd.DataFrame,
-    again: np.ndarray,
-    cohort: Cohort,
-    table: pd.DataFrame,
-) -> bool:
-    pairs, matched = _pairs_to_show(true, table, config.shown)
-    rows: dict[str, list[figures.Brain]] = {"Real": [], "Reconstructed": [], "Synthetic": []}
-    for r, s in pairs:
-        person, made = true.loc[r], table.loc[s]
-        rows["Real"].append(
-            figures.Brain(real.read(person.participant_id), _caption(person, "true"))
-        )
-        rows["Reconstructed"].append(
-            figures.Brain(
-                np.asarray(again[r], np.float32),
-                (f"PSNR {person.psnr:.1f} dB", f"SSIM {person.ssim:.3f}"),
-            )
-        )
-        rows["Synthetic"].append(
-            figures.Brain(cohort.read(made.participant_id), _caption(made, "asked"))
-        )
-    figures.montage(path, real.grid, rows)
-    return matched
-
-
-def _caption(row: pd.Series, word: str) -> tuple[str, ...]:
-    age = "age n/a" if pd.isna(row.age) else f"{row.age:.0f} years"
-    sex = "" if pd.isna(row.sex) else f", {row.sex}"
-    ventricles = QUANTITIES["ventricular_volume"]
-    return (
-        f"{age}{sex}",
-        "ventricles",
-        f"{word} {ventricles.text(row.ventricular_volume)}",
-        f"measured {ventricles.text(row.measured_ventricular_volume)}",
-    )
-
-
-def _scatter(path: Path, table: pd.DataFrame, true: pd.DataFrame, found: dict[str, dict]) -> None:
-    def points(rows: pd.DataFrame, name: str, quantity: Quantity) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            quantity.shown(rows[name].to_numpy(float)),
-            quantity.shown(rows[f"measured_{name}"].to_numpy()),
-        )
-
-    figures.scatter(
-        path,
-        [
-            figures.Points(
-                quantity.title,
-                quantity.display,
-                points(table, name, quantity),
-                points(true, name, quantity),
-                quantity.note(found[name]),
-                quantity.note(found[name]["ceiling"]),
-            )
-            for name, quantity in QUANTITIES.items()
-        ],
-    )
-
-
-def _sweep(
-    path: Path, cohort: Cohort, table: pd.DataFrame, true: pd.DataFrame, varied: str
+    bench: Bench,
+    metrics: dict[str, Any],
+    real: Measured,
+    train: Measured,
+    quality: dict[str, np.ndarray] | None,
+    made: dict[str, Measured],
+    swung: dict[str, Measured],
 ) -> None:
-    levels = COVARIATES[varied].levels if varied in COVARIATES else {}
-    quantity = QUANTITIES.get(varied, Quantity(varied, "", "", 1.0, 2))
-    values = table[varied].map(levels) if levels else quantity.shown(table[varied])
-    table = table.assign(value=values.astype(float)).sort_values("value", kind="stable")
-    seeds = [part for _, part in table.groupby("seed", sort=False)] if "seed" in table else [table]
-    first = seeds[0]
-    strip = first.iloc[np.linspace(0, len(first) - 1, min(STRIP, len(first))).round().astype(int)]
-    brains = []
-    for _, row in strip.iterrows():
-        asked = row[varied] if levels else quantity.text(row[varied])
-        lines = [f"asked {asked}"]
-        if varied in QUANTITIES:
-            lines.append(f"measured {quantity.text(row[f'measured_{varied}'])}")
-        brains.append(figures.Brain(cohort.read(row.participant_id), tuple(lines)))
+    """Draw all figures into `stage` and put their paths into `metrics`."""
 
-    def line(name: str, other: Quantity) -> figures.Line:
-        requested = other.shown(first[name].to_numpy(float))
-        asked = "not requested" if np.isnan(requested).all() else "kept fixed"
-        return figures.Line(
-            f"{other.title}: {'varied' if name == varied else asked}",
-            f"{quantity.title.lower()} requested"
-            + (f" ({quantity.display})" * bool(quantity.display)),
-            f"{other.title.lower()} ({other.display})",
-            [
-                (part.value.to_numpy(), other.shown(part[f"measured_{name}"].to_numpy()))
-                for part in seeds
-            ],
-            (first.value.to_numpy(), requested),
-            tuple(other.shown(np.percentile(true[f"measured_{name}"], [0, 100]))),
-            {code: level for level, code in levels.items()} or None,
+    def reconstruct(volume: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(volume[None, None]).to(bench.instruments.device)
+        return bench.reconstruct(image)[0, 0].cpu().numpy()
+
+    firsts: dict[str, str] = {}  # the first cohort of each title
+    for name in made:
+        firsts.setdefault(metrics["synthetic"][name]["title"], name)
+    shown = {title: made[name] for title, name in firsts.items()}
+    draw.overview(stage / "figures/overview.png", real, shown, config.shown)
+    draw.comparison(stage / "figures/table.png", metrics["table"])
+    metrics["figures"] = {"overview": "figures/overview.png", "table": "figures/table.png"}
+    metrics["viewers"] = {}
+    for title, measured in {"real": real, **shown}.items():
+        page = f"figures/viewer_{len(metrics['viewers'])}.html"
+        pid = measured.table["participant_id"].iloc[0]
+        draw.viewer(stage / page, measured.cohort, pid, f"{title}: {pid}")
+        metrics["viewers"][title] = page
+    for name, cohort in made.items():
+        found = metrics["synthetic"][name]
+        found["figures"] = {}
+        if found["agreement"]:
+            found["figures"] = {
+                "montage": f"figures/montage_{name}.png",
+                "scatter": f"figures/scatter_{name}.png",
+            }
+            found["montage_matched"] = draw.montage(
+                stage / found["figures"]["montage"],
+                real,
+                quality,
+                reconstruct,
+                cohort,
+                config.shown,
+            )
+            draw.scatter(
+                stage / found["figures"]["scatter"], cohort.table, real.table, found["agreement"]
+            )
+        space = next((s for s in found["audit"] if found["audit"][s]["closest"]), None)
+        if space is not None:
+            found["figures"]["neighbours"] = f"figures/neighbours_{name}.png"
+            closest = found["audit"][space]["closest"][:CONTACTS]
+            draw.neighbours(stage / found["figures"]["neighbours"], cohort, train, closest)
+    for name, cohort in swung.items():
+        found = metrics["sweeps"][name]
+        found["figure"] = f"figures/sweep_{name}.png"
+        known = found["training_range"]
+        draw.sweep(
+            stage / found["figure"], cohort, real.table, found["covariate"], known and tuple(known)
         )
+    if metrics["utility"]:
+        metrics["figures"]["utility"] = "figures/utility.png"
+        draw.utility(stage / "figures/utility.png", metrics["utility"])
 
-    order = sorted(QUANTITIES, key=lambda name: name != varied)
-    figures.sweep(path, cohort.grid, brains, [line(name, QUANTITIES[name]) for name in order])
+
+def _labelled(
+    measured: Measured, role: str, name: str, quality: dict[str, np.ndarray] | None = None
+) -> pd.DataFrame:
+    table = measured.table.assign(**(quality or {}))
+    kept = ["participant_id", *COVARIATES, *(c for c in ("source_id", "seed") if c in table)]
+    found = [c for c in table.columns if c.startswith("measured_") or c in ("psnr", "ssim")]
+    return table[[*kept, *found]].assign(role=role, cohort=name)

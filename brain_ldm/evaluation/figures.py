@@ -25,6 +25,7 @@ DOTS_PER_INCH = 160
 INK, PAPER, QUIET = "#1b1f24", "#ffffff", "#7a828c"
 NIGHT, LIGHT, DIM = "#000000", "#f2f4f6", "#9aa3ad"
 BLUE, GREY, AMBER = "#1f6feb", "#7d8790", "#f0a04b"
+COLOURS = (BLUE, AMBER, "#2f9e68", GREY, "#b0479b", "#8a6d3b")
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class Line:
 
     `requested` is what was asked for, the same shape of pair, nan where nothing was. The axis
     covers at least `span`, so that a drift looks as small or large as it is among real brains.
+    What lies outside `known`, the training range, is shaded.
     """
 
     title: str
@@ -205,6 +207,7 @@ class Line:
     requested: tuple[np.ndarray, np.ndarray]
     span: tuple[float, float]
     ticks: dict[float, str] | None = None
+    known: tuple[float, float] | None = None
 
 
 def sweep(path: Path, grid: VoxelGrid, brains: Sequence[Brain], lines: Sequence[Line]) -> Figure:
@@ -246,6 +249,8 @@ def sweep(path: Path, grid: VoxelGrid, brains: Sequence[Brain], lines: Sequence[
         box = (i * each + 0.85, 0.55, each - 1.1, plot - 1.0)
         ax = figure.add_axes(np.divide(box, (width, height, width, height)), facecolor=NIGHT)
         ax.update_datalim([(line.requested[0][0], end) for end in line.span])
+        if line.known is not None:
+            _shade_outside(ax, line.requested[0], line.known)
         ax.plot(*line.requested, "--", color=QUIET, linewidth=1.2, label="requested")
         for n, series in enumerate(line.series):
             name = "measured" if n == 0 else None
@@ -260,6 +265,85 @@ def sweep(path: Path, grid: VoxelGrid, brains: Sequence[Brain], lines: Sequence[
         _plain(ax, DIM)
     figure.savefig(path)
     return figure
+
+
+@dataclass(frozen=True)
+class Dots:
+    """A row of a panel: values, one a cohort, and the ends of the interval that holds theirs."""
+
+    title: str
+    values: Sequence[float | None]
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class DotPanel:
+    """Rows of dots on one axis."""
+
+    title: str
+    rows: Sequence[Dots]
+
+
+def dots(path: Path, panels: Sequence[DotPanel]) -> Figure:
+    """Draw and save panels side by side whose rows are the same; the last row is the reference."""
+    names = [row.title for row in panels[0].rows]
+    width, height = 13.0, 1.1 + 0.42 * len(names)
+    figure = Figure((width, height), facecolor=PAPER, dpi=DOTS_PER_INCH)
+    label, gap = 1.7, 0.35
+    each = (width - label - gap) / len(panels)
+    for p, panel in enumerate(panels):
+        box = (label + p * each, 0.45, each - gap, height - 1.0)
+        ax = figure.add_axes(np.divide(box, (width, height, width, height)))
+        for r, row in enumerate(panel.rows):
+            colour = GREY if r == len(names) - 1 else BLUE
+            values = [value for value in row.values if value is not None]
+            if row.low is not None:
+                ax.plot((row.low, row.high), (r, r), color=colour, linewidth=2, alpha=0.45)
+            ax.plot(values, [r] * len(values), "o", color=colour, markersize=6, alpha=0.8)
+            if values and r == len(names) - 1:
+                ax.axvline(np.mean(values), color=QUIET, linestyle="--", linewidth=1, zorder=0)
+        ax.set(ylim=(len(names) - 0.5, -0.5))
+        ax.set_yticks(range(len(names)), names if p == 0 else [""] * len(names))
+        ax.set_title(panel.title, loc="left", size=10.5, color=INK, weight="bold")
+        ax.locator_params(axis="x", nbins=5)
+        _plain(ax)
+    figure.savefig(path)
+    return figure
+
+
+def errors(
+    path: Path,
+    xlabel: str,
+    ylabel: str,
+    lines: dict[str, Sequence[tuple[float, float, float, float]]],
+) -> Figure:
+    """Draw and save lines of points (x, value, low, high) with error bars, x on a log scale."""
+    figure = Figure((7.5, 4.5), facecolor=PAPER, dpi=DOTS_PER_INCH)
+    ax = figure.add_axes((0.11, 0.14, 0.86, 0.8))
+    shown = set()
+    for (name, points), colour in zip(lines.items(), COLOURS, strict=False):
+        x, value, low, high = np.array(points, float).T
+        shown |= set(x)
+        # Lines that meet at one x would hide each other's bars.
+        x = x * (1 + 0.02 * list(lines).index(name))
+        bars = np.clip([value - low, high - value], 0, None)
+        ax.errorbar(x, value, bars, marker="o", color=colour, capsize=3, linewidth=1.5, label=name)
+    ax.set_xscale("log")
+    ax.set_xticks(sorted(shown), [f"{x:g}" for x in sorted(shown)])
+    ax.minorticks_off()
+    ax.set_xlabel(xlabel, color=INK)
+    ax.set_ylabel(ylabel, color=INK)
+    ax.legend(frameon=False)
+    _plain(ax)
+    figure.savefig(path)
+    return figure
+
+
+def _shade_outside(ax: Axes, x: np.ndarray, known: tuple[float, float]) -> None:
+    for low, high in ((min(*x, known[0]), known[0]), (known[1], max(*x, known[1]))):
+        if high > low:
+            ax.axvspan(low, high, color=QUIET, alpha=0.2, linewidth=0)
 
 
 def _identity(ax: Axes, limits: tuple[float, float]) -> None:

@@ -1,105 +1,163 @@
-"""Pass cohorts through the measuring networks, in batches: tables out, no volume kept."""
+"""Pass cohorts through the measuring networks: a row of numbers a brain, and no volume is kept."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
 import torch
 
 from brain_ldm.cohorts.cohort import Cohort
+from brain_ldm.evaluation.gradient_similarity import gradient_ssim
+from brain_ldm.evaluation.instruments import Instruments
 from brain_ldm.evaluation.similarity import ms_ssim, psnr, ssim
-from brain_ldm.models import Autoencoder, BrainAge, Segmenter
-from brain_ldm.progress import track
+from brain_ldm.evaluation.store import stored
 
 
 @dataclass(frozen=True)
-class Instruments:
-    """The networks that measure, all on `device`."""
+class Measured:
+    """Some rows of a cohort with what was measured on their images.
 
-    segmenter: Segmenter
-    brain_age: BrainAge
-    autoencoder: Autoencoder
-    device: str = "cpu"
+    Attributes:
+        cohort: theirs.
+        table: the rows, numbered from 0, with columns measured_* and `voxels`, a digest.
+        vectors: features, embedding, latent and pixels, float32 (n, numbers) each.
+    """
 
-    def named(self) -> dict[str, Segmenter | BrainAge | Autoencoder]:
-        """The networks by their names in the config."""
-        return {
-            "segmenter": self.segmenter,
-            "brain_age": self.brain_age,
-            "autoencoder": self.autoencoder,
+    cohort: Cohort
+    table: pd.DataFrame
+    vectors: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def rows(self, chosen: np.ndarray | pd.Series) -> "Measured":
+        """Some of the rows, by number or by a mask."""
+        chosen = np.asarray(chosen)
+        table = self.table.iloc[np.flatnonzero(chosen) if chosen.dtype == bool else chosen]
+        vectors = {name: values[chosen] for name, values in self.vectors.items()}
+        return Measured(self.cohort, table.reset_index(drop=True), vectors)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how brains are measured.
+
+    Attributes:
+        instruments: the networks.
+        cache: folder of what was measured before.
+        batch_size: volumes that pass through the networks at once.
+    """
+
+    instruments: Instruments
+    cache: Path
+    batch_size: int
+
+    def measure(self, cohort: Cohort, rows: pd.DataFrame, title: str, real: bool) -> Measured:
+        """Measure the brains of `rows`, some rows of `cohort.table`.
+
+        real: whether no decoder has made them.
+        """
+        networks, resolution = self.instruments, cohort.grid.resolution
+
+        def compute(batch: Sequence[str]) -> dict[str, np.ndarray]:
+            parts = []
+            for ids in self.batches(batch):
+                images = self.images(cohort, ids)
+                digests = [hashlib.sha256(i.cpu().numpy().tobytes()).hexdigest() for i in images]
+                part = networks.measure(images) | networks.likeness(images, resolution, real)
+                parts.append({k: v.cpu().numpy() for k, v in part.items()} | {"voxels": digests})
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+        key = {
+            "measure": networks.hashes(),
+            "real": real,
+            "resolution": resolution,
+            "cohort": cohort.content_hash(),
         }
+        participants = rows["participant_id"].tolist()
+        found = stored(self.cache, key, participants, compute, f"measuring {title}")
+        columns = {n: v for n, v in found.items() if n.startswith("measured_") or n == "voxels"}
+        vectors = {name: v.astype(np.float32) for name, v in found.items() if name not in columns}
+        return Measured(cohort, rows.reset_index(drop=True).assign(**columns), vectors)
 
+    def copies(self, cohort: Cohort, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Vectors of copies of the brains of `rows`, (n, numbers) each, by space.
 
-@torch.inference_mode()
-def measure(
-    cohort: Cohort, rows: pd.DataFrame, instruments: Instruments, batch_size: int, title: str
-) -> pd.DataFrame:
-    """Measure the brains of `rows`, some rows of `cohort.table`.
+        A copy is the brain moved by a voxel along each axis, with noise of .02, and reconstructed.
+        """
+        networks, resolution = self.instruments, cohort.grid.resolution
 
-    Returns `rows`, numbered from 0, with three further columns: measured_ventricular_volume and
-    measured_brain_volume in mm³ and measured_age in years.
-    """
-    parts = []
-    for _, images in _batches(cohort, rows, instruments.device, batch_size, f"measuring {title}"):
-        volumes = instruments.segmenter.volumes(images)
-        part = {**volumes, "age": instruments.brain_age.predict(images)}
-        parts.append({f"measured_{k}": v.double().cpu().numpy() for k, v in part.items()})
-    return rows.reset_index(drop=True).assign(**_joined(parts))
+        def compute(batch: Sequence[str]) -> dict[str, np.ndarray]:
+            parts = []
+            for ids in self.batches(batch):
+                images = self.images(cohort, ids).roll((1, 1, 1), (2, 3, 4))
+                draws = [torch.Generator().manual_seed(crc32(pid.encode())) for pid in ids]
+                noise = torch.stack([torch.randn(images.shape[1:], generator=d) for d in draws])
+                images = (images + 0.02 * noise.to(images)).clamp(0, 1)
+                parts.append(networks.likeness(images, resolution, True))
+            return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
 
+        key = {"copies": networks.hashes(), "cohort": cohort.content_hash()}
+        found = stored(self.cache, key, rows["participant_id"].tolist(), compute, "planting copies")
+        return {name: values.astype(np.float32) for name, values in found.items()}
 
-@torch.inference_mode()
-def reconstruct(
-    cohort: Cohort,
-    rows: pd.DataFrame,
-    instruments: Instruments,
-    batch_size: int,
-    into: np.ndarray,
-) -> pd.DataFrame:
-    """Reconstruct the brains of `rows` into `into` (n, X, Y, Z), an array that may lie on disk.
+    def reconstruction(self, cohort: Cohort, rows: pd.DataFrame) -> dict[str, np.ndarray]:
+        """PSNR in dB and SSIM of the autoencoder's reconstruction of each of `rows`, (n,) each."""
 
-    Returns PSNR in dB and SSIM of each: columns psnr and ssim, numbered from 0.
-    """
-    parts = []
-    for start, images in _batches(cohort, rows, instruments.device, batch_size, "reconstructing"):
-        again = instruments.autoencoder.reconstruct(images)
-        into[start : start + len(images)] = again[:, 0].cpu().numpy()
-        part = {"psnr": psnr(again, images), "ssim": ssim(again, images)}
-        parts.append({k: v.double().cpu().numpy() for k, v in part.items()})
-    return pd.DataFrame(_joined(parts))
+        def compute(batch: Sequence[str]) -> dict[str, np.ndarray]:
+            parts = []
+            for ids in self.batches(batch):
+                images = self.images(cohort, ids)
+                again = self.reconstruct(images)
+                parts.append({"psnr": psnr(again, images), "ssim": ssim(again, images)})
+            return {k: torch.cat([p[k] for p in parts]).double().cpu().numpy() for k in parts[0]}
 
+        model = self.instruments.autoencoder
+        key = {"reconstruct": model.hash, "cohort": cohort.content_hash()}
+        return stored(self.cache, key, rows["participant_id"].tolist(), compute, "reconstructing")
 
-@torch.inference_mode()
-def pair_similarity(
-    read: Callable[[int], np.ndarray], pairs: np.ndarray, device: str, batch_size: int, title: str
-) -> np.ndarray:
-    """MS-SSIM of each pair: (pairs,).
+    @torch.inference_mode()
+    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
+        """What the autoencoder makes of images (B, 1, X, Y, Z)."""
+        return self.instruments.autoencoder.reconstruct(images)
 
-    read: gives the volume (X, Y, Z) of a row number. pairs: (pairs, 2) row numbers.
-    """
-    values = []
-    starts = range(0, len(pairs), batch_size)
-    for start in track(starts, f"MS-SSIM {title}"):
-        first, second = (
-            _tensor([read(int(row)) for row in side], device)
-            for side in pairs[start : start + batch_size].T
-        )
-        values.append(ms_ssim(first, second).cpu().numpy())
-    return np.concatenate(values) if values else np.empty(0)
+    def similarity(
+        self,
+        cohort: Cohort,
+        pairs: Sequence[tuple[str, str]],
+        title: str,
+        reconstructed: bool = False,
+    ) -> dict[str, np.ndarray]:
+        """MS-SSIM and 4-G-R-SSIM of pairs of participants, (pairs,) each.
 
+        Of their reconstructions, where that is asked for.
+        """
+        measures: dict[str, Callable] = {"ms_ssim": ms_ssim, "gradient_ssim": gradient_ssim}
 
-def _batches(
-    cohort: Cohort, rows: pd.DataFrame, device: str, batch_size: int, title: str
-) -> Iterator[tuple[int, torch.Tensor]]:
-    participants = rows["participant_id"].tolist()
-    for start in track(range(0, len(participants), batch_size), title):
-        batch = participants[start : start + batch_size]
-        yield start, _tensor([cohort.read(participant) for participant in batch], device)
+        @torch.inference_mode()
+        def compute(batch: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+            parts = []
+            for some in self.batches(batch):
+                sides = [self.images(cohort, ids) for ids in zip(*some, strict=True)]
+                if reconstructed:
+                    sides = [self.reconstruct(images) for images in sides]
+                parts.append({name: measure(*sides) for name, measure in measures.items()})
+            return {k: torch.cat([p[k] for p in parts]).double().cpu().numpy() for k in measures}
 
+        key = {"similarity": sorted(measures), "cohort": cohort.content_hash()}
+        if reconstructed:
+            key["autoencoder"] = self.instruments.autoencoder.hash
+        return stored(self.cache, key, pairs, compute, f"comparing pairs, {title}")
 
-def _tensor(volumes: list[np.ndarray], device: str) -> torch.Tensor:
-    return torch.from_numpy(np.stack(volumes)[:, None].astype(np.float32)).to(device)
+    def batches(self, items: Sequence) -> list[Sequence]:
+        """Items in parts that pass through the networks at once."""
+        return [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
 
-
-def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    def images(self, cohort: Cohort, participants: Sequence[str]) -> torch.Tensor:
+        """Volumes of some participants, (B, 1, X, Y, Z)."""
+        volumes = np.stack([cohort.read(participant) for participant in participants])
+        return torch.from_numpy(volumes[:, None]).to(self.instruments.device)

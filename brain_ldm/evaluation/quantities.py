@@ -55,6 +55,23 @@ def interval(found: dict[str, Any]) -> str:
     return f"{found['r']:.3f} [{found['r_low']:.3f}, {found['r_high']:.3f}]"
 
 
+def bracket(value: float | None, low: float | None, high: float | None, digits: int = 3) -> str:
+    """A value with its 95 % interval."""
+    if value is None:
+        return "–"
+    if low is None or high is None:
+        return number(value, digits)
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
+    """A share in percent, with its 95 % interval where there is one."""
+    if share is None:
+        return "–"
+    text = f"{100 * share:.1f} %"
+    return text if low is None or high is None else f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def spread(found: dict[str, Any], digits: int = 3) -> str:
     """Mean ± standard deviation."""
     if found["sd"] is None:

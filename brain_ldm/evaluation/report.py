@@ -16,7 +16,7 @@ from rich.table import Table
 
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.page import page
-from brain_ldm.evaluation.quantities import QUANTITIES, number, spread
+from brain_ldm.evaluation.quantities import QUANTITIES, bracket, number, spread
 
 # In the order in which they are published: the page last, since it refers to all others.
 FILES = ("measurements.tsv", "metrics.json", "index.html")
@@ -44,7 +44,6 @@ def write_files(folder: Path, metrics: dict[str, Any], measurements: pd.DataFram
     measurements: a row a brain, with columns role, cohort and participant_id and whatever was
     requested and measured.
     """
-    metrics = _plain(metrics)
     first = ["role", "cohort", "participant_id"]
     table = measurements[[*first, *measurements.columns.difference(first, sort=False)]]
     table.to_csv(
@@ -70,14 +69,26 @@ def publish(stage: Path, out: Path) -> None:
 
 
 def print_summary(metrics: dict[str, Any], out: Path) -> None:
-    """Print the main figures and where the report lies."""
+    """Print the table, what was requested against what was measured, and where the report lies."""
     console = Console()
+    features, floor = metrics["features"], metrics["real"]["floor"]
+    columns = ["", "FID", "MS-SSIM", "4-G-R-SSIM"]
+    table = _table("The table", columns)
+    for title, row in metrics["table"].items():
+        cells = (row[name] for name in ("fid", "ms_ssim", "gradient_ssim"))
+        table.add_row(title, *(bracket(c["mean"], c["low"], c["high"]) for c in cells))
+    console.print(table)
+    if features is not None:
+        console.print(
+            f"FID: {features['name']} {features['sha256'][:12]}, {floor['n']} against "
+            f"{floor['n_real']} brains",
+            highlight=False,
+        )
     for name, cohort in metrics["synthetic"].items():
-        table = Table(title=f"{name}: requested against measured", box=SIMPLE_HEAD, padding=0)
-        table.title_justify = "left"
-        table.add_column("", no_wrap=True)
-        for column in ("r", "95 %", "MAE", "slope", "n", "ceiling r", "chance r"):
-            table.add_column(column, justify="right", no_wrap=True)
+        if not cohort["agreement"]:
+            continue
+        columns = ["", "r", "95 %", "MAE", "slope", "n", "ceiling r", "chance r"]
+        table = _table(f"{name}: requested against measured", columns)
         for covariate, found in cohort["agreement"].items():
             quantity = QUANTITIES[covariate]
             table.add_row(
@@ -87,31 +98,37 @@ def print_summary(metrics: dict[str, Any], out: Path) -> None:
                 quantity.text(found["mae"]),
                 number(found["slope"], 2),
                 str(found["n"]),
-                number(found["ceiling"]["r"]),
+                number(found["ceiling"] and found["ceiling"]["r"]),
                 number(found["floor"] and found["floor"]["mean_abs_r"], 2),
             )
         console.print(table)
-    real = metrics["real"]
-    psnr, ssim = real["reconstruction"]["psnr_db"], real["reconstruction"]["ssim"]
-    console.print(
-        f"Autoencoder: PSNR {spread(psnr, 1)} dB, SSIM {spread(ssim)} (n {psnr['n']})",
-        highlight=False,
-    )
-    diversity = {"real": real["ms_ssim"]} | {
-        name: cohort["ms_ssim"] for name, cohort in metrics["synthetic"].items()
-    }
-    console.print(
-        "MS-SSIM between brains: "
-        + "; ".join(f"{name} {spread(found)}" for name, found in diversity.items()),
-        highlight=False,
-    )
+    for name, cohort in metrics["synthetic"].items():
+        for space, found in cohort["audit"].items():
+            console.print(f"{name}, {space}: {found['verdict'] or found['note']}", highlight=False)
+    again = metrics["real"].get("reconstruction")
+    if again is not None:
+        psnr, ssim = again["psnr_db"], again["ssim"]
+        console.print(
+            f"Autoencoder: PSNR {spread(psnr, 1)} dB, SSIM {spread(ssim)} (n {psnr['n']})",
+            highlight=False,
+        )
+    for note in metrics["notes"]:
+        console.print(f"Note: {note}", highlight=False)
     console.print(f"Report: {out / 'index.html'}", highlight=False, soft_wrap=True)
 
 
-def _plain(value: Any) -> Any:
-    """Numbers that JSON has no word for (an infinite PSNR) become null."""
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+    table.title_justify = "left"
+    for column in columns:
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    return table
+
+
+def plain(value: Any) -> Any:
+    """Data as JSON holds it; numbers that it has no word for (an infinite PSNR) become null."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,6 +7,7 @@ empty background included, which raises each of them.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Structural similarity (Wang et al. 2004). a, b: (B, 1, X, Y, Z). Returns (B,)."""
     window = {"kernel_size": (WINDOW,) * 3, "kernel_sigma": (WINDOW_SIGMA,) * 3}
-    return compute_ssim_and_cs(a, b, spatial_dims=3, **window)[0].flatten(1).mean(1)
+    with _all_bits():
+        return compute_ssim_and_cs(a, b, spatial_dims=3, **window)[0].flatten(1).mean(1)
 
 
 def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -36,14 +38,15 @@ def ms_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     a, b: (B, 1, X, Y, Z). Returns (B,).
     """
-    return compute_ms_ssim(
-        a,
-        b,
-        spatial_dims=3,
-        kernel_size=(WINDOW,) * 3,
-        kernel_sigma=(WINDOW_SIGMA,) * 3,
-        weights=scale_weights(a.shape[2:]),
-    )[:, 0]
+    with _all_bits():
+        return compute_ms_ssim(
+            a,
+            b,
+            spatial_dims=3,
+            kernel_size=(WINDOW,) * 3,
+            kernel_sigma=(WINDOW_SIGMA,) * 3,
+            weights=scale_weights(a.shape[2:]),
+        )[:, 0]
 
 
 def scale_weights(shape: Sequence[int]) -> tuple[float, ...]:
@@ -60,6 +63,13 @@ def scale_weights(shape: Sequence[int]) -> tuple[float, ...]:
     scales = max(s for s in range(1, 6) if shortest // max(2 ** (s - 1), (s - 1) ** 2) >= WINDOW)
     weights = SCALE_WEIGHTS[:scales]
     return tuple(weight / sum(weights) for weight in weights)
+
+
+def _all_bits() -> AbstractContextManager:
+    """Let convolutions on a GPU keep 32 bits: variances are small differences of large means."""
+    return torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
 
 
 def random_pairs(n: int, count: int, seed: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """A whole small evaluation with networks that read what the images carry in their first voxels."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,17 +17,22 @@ from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.evaluate import evaluate, evaluate_cohorts
-from brain_ldm.evaluation.measure import Instruments
+from brain_ldm.evaluation.features import Extractor
+from brain_ldm.evaluation.inputs import Inputs
+from brain_ldm.evaluation.instruments import Instruments
 from brain_ldm.evaluation.report import print_summary
 
-GRID = VoxelGrid((12, 14, 12), np.diag([12.0, 12.0, 12.0, 1.0]))
+GRID = VoxelGrid((14, 16, 14), np.diag([12.0, 12.0, 12.0, 1.0]))
 FULL = {"age": 100.0, "ventricular_volume": 2e5, "brain_volume": 2e6}
-TIMES = EvaluateConfig(pairs=6, bootstrap=200, permutations=200, batch_size=4, shown=2)
+TIMES = EvaluateConfig(
+    pairs=6, bootstrap=200, resamples=10, permutations=200, batch_size=4, shown=2
+)
 
 
 @pytest.fixture(autouse=True)
-def small_figures(monkeypatch):
+def small_figures_and_a_cache_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr("brain_ldm.evaluation.figures.DOTS_PER_INCH", 40)
+    monkeypatch.chdir(tmp_path)
 
 
 class Stub:
@@ -53,13 +59,36 @@ class StubBrainAge(Stub):
 
 
 class StubAutoencoder(Stub):
+    def encode(self, images):
+        return torch.nn.functional.avg_pool3d(images, 2), None
+
     def reconstruct(self, images):
         return (images + 0.1).clamp(0, 1)
 
 
+class StubEmbedding(Stub):
+    def embed(self, images):
+        return images[:, 0, 4:8, 4:8, 4].flatten(1)
+
+
+def features(images: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool3d(images, 6).flatten(1)
+
+
 @pytest.fixture
 def instruments() -> Instruments:
-    return Instruments(StubSegmenter("a"), StubBrainAge("b"), StubAutoencoder("c"))
+    return Instruments(
+        StubSegmenter("a"),
+        StubBrainAge("b"),
+        StubAutoencoder("c"),
+        StubEmbedding("d"),
+        Extractor("stand-in: a stub", "e" * 64, True, features),
+    )
+
+
+def run(config, real, synthetic, sweeps, instruments, out) -> dict:
+    titles = {name: name for name in synthetic}
+    return evaluate_cohorts(config, Inputs(real, synthetic, titles, sweeps), instruments, out)
 
 
 def table(n: int, seed: int = 0, **columns) -> pd.DataFrame:
@@ -115,12 +144,14 @@ def test_a_whole_report(tmp_path, instruments, capsys):
     out = tmp_path / "reports" / "made"
     sweeps = {"sweep": sweep, "sexes": by_sex}
 
-    metrics = evaluate_cohorts(TIMES, real, {"made up #1": synthetic}, sweeps, instruments, out)
+    metrics = run(TIMES, real, {"made up #1": synthetic}, sweeps, instruments, out)
 
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert set(metrics) == {
-        *("schema_version", "settings", "grid", "models", "real", "synthetic", "sweeps")
+        *("schema_version", "settings", "grid", "models", "features", "real", "synthetic"),
+        *("sweeps", "utility", "table", "notes", "figures", "viewers"),
     }
+    assert metrics["features"] == {"name": "stand-in: a stub", "sha256": "e" * 64, "stand_in": True}
     assert metrics["models"]["brain_age"] == {
         "folder": "models/brain_age_demo",
         "sha256": "b" * 64,
@@ -128,12 +159,19 @@ def test_a_whole_report(tmp_path, instruments, capsys):
     }
     identity = {"folder", "n", "sha256", "generated_by"}
     assert set(metrics["real"]) == identity | {
-        *("agreement", "reconstruction", "ms_ssim", "ms_ssim_reconstructed")
+        *("agreement", "sex", "similarity", "floor", "reconstruction")
     }
     made = metrics["synthetic"]["made up #1"]
     assert set(made) == identity | {
-        *("agreement", "ms_ssim", "montage", "scatter", "montage_matched")
+        *("title", "agreement", "sex", "similarity", "realism", "audit", "figures"),
+        "montage_matched",
     }
+    assert (made["realism"]["n"], made["realism"]["n_real"]) == (5, 5)
+    assert made["realism"]["fid"]["low"] <= made["realism"]["fid"]["value"]
+    assert "0 training" in made["audit"]["embedding"]["note"]
+    assert list(metrics["table"]) == ["made up #1", "Real"]
+    assert metrics["table"]["Real"]["fid"]["mean"] == metrics["real"]["floor"]["fid"]["value"]
+    assert metrics["table"]["Real"]["ms_ssim"]["paper"] == 0.6536
     assert made["montage_matched"] is True
     age = made["agreement"]["age"]
     assert set(age) == {
@@ -148,10 +186,17 @@ def test_a_whole_report(tmp_path, instruments, capsys):
         assert found["floor"]["mean_abs_r"] < 0.5
     assert made["agreement"]["ventricular_volume"]["mae"] < 60  # images are stored in 4096 steps
     assert metrics["sweeps"]["sweep"]["agreement"]["slope"] == pytest.approx(1, abs=0.01)
+    assert metrics["sweeps"]["sweep"]["response"]["slope"] == pytest.approx(1, abs=0.01)
+    assert metrics["sweeps"]["sweep"]["response"]["monotonicity"] == pytest.approx(1)
     assert metrics["sweeps"]["sexes"]["agreement"] is None
+    assert metrics["sweeps"]["sexes"]["response"] is None
     assert metrics["real"]["reconstruction"]["psnr_db"]["mean"] == pytest.approx(20, abs=0.1)
-    assert made["ms_ssim"]["n"] == 6
-    assert (made["ms_ssim"]["window"], made["ms_ssim"]["scales"]) == (7, 1)
+    alike = made["similarity"]["ms_ssim"]
+    assert alike["n"] == 6
+    assert (alike["window"], alike["scales"]) == (7, 2)
+    assert (
+        made["similarity"]["gradient_ssim"]["low"] <= made["similarity"]["gradient_ssim"]["value"]
+    )
 
     measured = pd.read_csv(out / "measurements.tsv", sep="\t", na_values="n/a")
     assert measured.role.value_counts().to_dict() == {"real": 10, "synthetic": 10, "sweep": 8}
@@ -160,7 +205,7 @@ def test_a_whole_report(tmp_path, instruments, capsys):
     assert ours.measured_age.to_numpy() == pytest.approx(asked.age.to_numpy(), abs=0.03)
 
     links = Links((out / "index.html").read_text()).found
-    assert len(links) == 6
+    assert len(links) == 10  # six figures, two viewers, two tables
     for link in links:
         assert (out / link.replace("%20", " ").replace("%23", "#")).stat().st_size > 500
     assert {p.name for p in out.parent.iterdir()} == {"made"}
@@ -179,7 +224,7 @@ def test_shuffled_requests_fall_to_chance(tmp_path, instruments):
     rows = table(40)
     shuffled = rows.sample(frac=1, random_state=3).assign(participant_id=rows.participant_id.values)
     synthetic = write(tmp_path / "synthetic", shuffled, images_of=rows)
-    metrics = evaluate_cohorts(TIMES, real, {"s": synthetic}, {}, instruments, tmp_path / "out")
+    metrics = run(TIMES, real, {"s": synthetic}, {}, instruments, tmp_path / "out")
     for found in metrics["synthetic"]["s"]["agreement"].values():
         assert abs(found["r"]) <= found["floor"]["abs_r_high"] < 0.45
         assert found["ceiling"]["r"] > 0.99
@@ -190,7 +235,7 @@ def test_requests_for_nothing_are_reported_as_such(tmp_path, instruments):
     nothing = table(4, age=np.nan, brain_volume=np.nan, sex=None)
     synthetic = write(tmp_path / "synthetic", nothing, images_of=table(4))
     out = tmp_path / "out"
-    metrics = evaluate_cohorts(TIMES, real, {"s": synthetic}, {}, instruments, out)
+    metrics = run(TIMES, real, {"s": synthetic}, {}, instruments, out)
     found = metrics["synthetic"]["s"]["agreement"]
     assert (found["age"]["r"], found["age"]["floor"], found["age"]["left_out"]) == (None, None, 4)
     assert found["age"]["note"] in (out / "index.html").read_text()
@@ -201,8 +246,8 @@ def test_requests_for_nothing_are_reported_as_such(tmp_path, instruments):
 
 def test_one_brain_a_cohort_still_gives_a_report(tmp_path, instruments):
     real, synthetic = (write(tmp_path / name, table(1)) for name in ("real", "synthetic"))
-    metrics = evaluate_cohorts(TIMES, real, {"s": synthetic}, {}, instruments, tmp_path / "out")
-    assert metrics["synthetic"]["s"]["ms_ssim"]["mean"] is None
+    metrics = run(TIMES, real, {"s": synthetic}, {}, instruments, tmp_path / "out")
+    assert metrics["synthetic"]["s"]["similarity"]["ms_ssim"]["value"] is None
     assert metrics["real"]["reconstruction"]["psnr_db"]["sd"] is None
     assert "only 1 row has" in metrics["real"]["agreement"]["age"]["note"]
     assert (tmp_path / "out" / "index.html").exists()
@@ -212,7 +257,7 @@ def test_one_brain_a_cohort_still_gives_a_report(tmp_path, instruments):
 def test_only_the_chosen_split_of_the_real_cohort_is_used(tmp_path, instruments):
     real = write(tmp_path / "real", table(8, split=["train", "test"] * 4))
     synthetic = write(tmp_path / "synthetic", table(3, split="train"))
-    metrics = evaluate_cohorts(TIMES, real, {"s": synthetic}, {}, instruments, tmp_path / "out")
+    metrics = run(TIMES, real, {"s": synthetic}, {}, instruments, tmp_path / "out")
     assert metrics["real"]["n"] == 4
     assert metrics["synthetic"]["s"]["n"] == 3
 
@@ -224,12 +269,12 @@ def test_an_interrupted_run_leaves_the_old_report_and_nothing_else(tmp_path, ins
     path.write_bytes(path.read_bytes()[:-200])
     out = tmp_path / "reports" / "r"
     with pytest.raises(InputError, match="sub-003"):
-        evaluate_cohorts(TIMES, real, {"bad": bad}, {}, instruments, out)
-    assert list(out.parent.iterdir()) == []
-    evaluate_cohorts(TIMES, real, {"good": good}, {}, instruments, out)
+        run(TIMES, real, {"bad": bad}, {}, instruments, out)
+    assert not out.parent.exists()
+    run(TIMES, real, {"good": good}, {}, instruments, out)
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     with pytest.raises(InputError, match="sub-003"):
-        evaluate_cohorts(TIMES, real, {"bad": bad}, {}, instruments, out)
+        run(TIMES, real, {"bad": bad}, {}, instruments, out)
     assert before == {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert [p.name for p in out.parent.iterdir()] == ["r"]
 
@@ -237,9 +282,11 @@ def test_an_interrupted_run_leaves_the_old_report_and_nothing_else(tmp_path, ins
 def test_a_second_report_replaces_the_first(tmp_path, instruments):
     real, a, b = (write(tmp_path / name, table(4)) for name in ("real", "a", "b"))
     out = tmp_path / "out"
-    evaluate_cohorts(TIMES, real, {"a": a}, {}, instruments, out)
-    evaluate_cohorts(TIMES, real, {"b": b}, {}, instruments, out)
-    assert {p.name for p in (out / "figures").iterdir()} == {"montage_b.png", "scatter_b.png"}
+    run(TIMES, real, {"a": a}, {}, instruments, out)
+    run(TIMES, real, {"b": b}, {}, instruments, out)
+    shown = {p.name for p in (out / "figures").iterdir()}
+    assert {"montage_b.png", "scatter_b.png"} < shown
+    assert "montage_a.png" not in shown
 
 
 def test_the_page_says_what_the_networks_were_trained_on(tmp_path, instruments, monkeypatch):
@@ -248,8 +295,10 @@ def test_the_page_says_what_the_networks_were_trained_on(tmp_path, instruments, 
 
     def page(split: str, trained_on: dict) -> str:
         monkeypatch.setattr(Stub, "config", SimpleNamespace(trained_on=trained_on))
-        config = EvaluateConfig(split=split, pairs=2, bootstrap=50, permutations=50, shown=1)
-        evaluate_cohorts(config, real, {"s": real}, {}, instruments, out)
+        config = EvaluateConfig(
+            split=split, pairs=2, bootstrap=50, resamples=2, permutations=50, shown=1
+        )
+        run(config, real, {"s": real}, {}, instruments, out)
         return (out / "index.html").read_text()
 
     same = {"cohort_hash": real.content_hash(), "steps": 7}
@@ -265,8 +314,10 @@ def test_the_page_says_what_the_networks_were_trained_on(tmp_path, instruments, 
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_batches_do_not_change_what_is_measured(tmp_path, instruments, batch_size):
     real = write(tmp_path / "real", table(5))
-    config = EvaluateConfig(pairs=4, bootstrap=50, permutations=50, batch_size=batch_size)
-    evaluate_cohorts(config, real, {"s": real}, {}, instruments, tmp_path / "out")
+    config = EvaluateConfig(
+        pairs=4, bootstrap=50, resamples=2, permutations=50, batch_size=batch_size
+    )
+    run(config, real, {"s": real}, {}, instruments, tmp_path / "out")
     measured = pd.read_csv(tmp_path / "out/measurements.tsv", sep="\t")
     assert measured.measured_age.to_numpy() == pytest.approx(measured.age.to_numpy(), abs=0.03)
 
@@ -286,7 +337,7 @@ def test_what_does_not_fit_together_is_refused_in_one_line(tmp_path, instruments
     def refused(config=TIMES, real=real, synthetic=real, sweeps=None, models=instruments):
         out = tmp_path / "out"
         with pytest.raises(InputError) as error:
-            evaluate_cohorts(config, real, {"s": synthetic}, sweeps or {}, models, out)
+            run(config, real, {"s": synthetic}, sweeps or {}, models, out)
         assert "\n" not in str(error.value)
         assert not out.exists()
         return str(error.value)
@@ -296,23 +347,27 @@ def test_what_does_not_fit_together_is_refused_in_one_line(tmp_path, instruments
     assert "pairs is 0" in refused(EvaluateConfig(pairs=0))
     assert "give cohorts of one grid" in refused(synthetic=other)
     assert "give cohorts of one grid" in refused(sweeps={"s": other})
-    odd = Instruments(instruments.segmenter, foreign, instruments.autoencoder)
+    odd = replace(instruments, brain_age=foreign)
     assert "brain_age (models/brain_age_demo) works on" in refused(models=odd)
     assert "a sweep of age; give it as sweeps" in refused(synthetic=sweep)
     assert "not a sweep" in refused(sweeps={"s": real})
     assert "a sweep needs age in every row" in refused(sweeps={"s": gap})
 
 
-@pytest.mark.parametrize("synthetic", [3, None, {"a": "b"}, ["a", 3], "", []])
+@pytest.mark.parametrize("synthetic", [3, None, {}, {"a": 3}, {"a": []}, ["a", 3], "", []])
 def test_synthetic_of_a_wrong_type_is_refused(synthetic):
     with pytest.raises(InputError, match="synthetic"):
         EvaluateConfig(synthetic=synthetic)
 
 
 def test_missing_folders_are_named(tmp_path):
-    config = EvaluateConfig(synthetic="nowhere", segmenter=str(tmp_path / "no_model"))
-    config.out = str(tmp_path / "out")
-    with pytest.raises(InputError, match="no_model"):
+    for name in ("real", "made"):
+        write(tmp_path / name, table(3))
+    config = EvaluateConfig(real="real", synthetic="nowhere", segmenter="no_model", out="out")
+    with pytest.raises(InputError, match="nowhere: no such cohort"):
+        evaluate(config)
+    config.synthetic = {None: ["made"]}
+    with pytest.raises(InputError, match=r"segmenter: no_model: no model.*segmenter=null does"):
         evaluate(config)
     assert not (tmp_path / "out").exists()
 
@@ -325,25 +380,81 @@ def test_a_folder_of_other_things_is_no_place_for_a_report(tmp_path):
         evaluate(EvaluateConfig(synthetic="a", out=str(tmp_path / "thesis.txt")))
 
 
-def test_opened_by_folder_names_alone(tmp_path, instruments, monkeypatch, capsys):
-    for folder in ("a/made", "b/made", "real"):
-        write(tmp_path / folder, table(3))
-    opened = {
-        "seg": instruments.segmenter,
-        "age": instruments.brain_age,
-        "ae": StubAutoencoder("c"),
-    }
-    for model in opened.values():
-        model.to = lambda device, model=model: model
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr("brain_ldm.evaluation.evaluate.open_model", lambda name, kind: opened[name])
-    monkeypatch.chdir(tmp_path)
-    config = EvaluateConfig(real="real", synthetic=["a/made", "b/made"], pairs=2, bootstrap=50)
-    config.segmenter, config.brain_age, config.autoencoder = "seg", "age", "ae"
+def test_rows_of_the_table_by_name_hold_several_cohorts(tmp_path, instruments, monkeypatch, capsys):
+    for number, folder in enumerate(("a/made", "b/made", "c", "real")):
+        write(tmp_path / folder, table(12, seed=number))
+    monkeypatch.setattr(
+        "brain_ldm.evaluation.evaluate.open_instruments", lambda config: instruments
+    )
+    config = EvaluateConfig(
+        real="real",
+        synthetic={"LDM": ["a/made", "b/made"], "LSGAN": "c"},
+        pairs=4,
+        bootstrap=50,
+        resamples=5,
+        shown=2,
+    )
     evaluate(config)
     metrics = json.loads(Path("reports/made/metrics.json").read_text())
-    assert list(metrics["synthetic"]) == ["a-made", "b-made"]
+    assert list(metrics["synthetic"]) == ["a-made", "b-made", "c"]
+    assert list(metrics["table"]) == ["LSGAN", "LDM", "Real"]  # in the paper's order
+    ldm = metrics["table"]["LDM"]["fid"]
+    of_cohorts = [metrics["synthetic"][n]["realism"]["fid"] for n in ("a-made", "b-made")]
+    assert ldm["mean"] == pytest.approx(np.mean([found["value"] for found in of_cohorts]))
+    assert ldm["low"] == min(found["low"] for found in of_cohorts)
+    page = (tmp_path / "reports/made/index.html").read_text()
+    assert "a stand-in" in page and "VAE-GAN" in page  # of the paper alone
     assert "reports/made/index.html" in capsys.readouterr().out
-    config.synthetic = ["a/made", "a/made/"]
+    config.synthetic = {None: ["a/made", "a/made/"]}
     with pytest.raises(InputError, match="given twice"):
         evaluate(config)
+
+
+def test_copies_are_flagged_and_duplicates_are_told(tmp_path, instruments):
+    split = ["train"] * 20 + ["test"] * 30
+    real = write(tmp_path / "real", table(50, split=split))
+    chosen = real.table.iloc[:20].assign(participant_id=[f"sub-c{i}" for i in range(20)])
+    writer = CohortWriter(tmp_path / "copies", "copies", {"Name": "test"}, GRID, synthetic=True)
+    for row, source in zip(chosen.to_dict("records"), real.table["participant_id"], strict=False):
+        writer.add(row, real.read(source))
+    writer.finish()
+    copies = open_cohort(tmp_path / "copies")
+    metrics = run(TIMES, real, {"copies": copies}, {}, instruments, tmp_path / "out")
+    for space in ("embedding", "latent", "pixels"):
+        assert metrics["synthetic"]["copies"]["audit"][space]["copies"] is True
+    assert metrics["notes"] == ["20 of 20 brains of copies equal training brains exactly"]
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "equal training brains exactly" in page
+    assert (tmp_path / "out/figures/neighbours_copies.png").stat().st_size > 5000
+
+
+def test_what_is_not_wanted_is_left_out(tmp_path, instruments):
+    real, made = (write(tmp_path / name, table(9)) for name in ("real", "made"))
+    alone = Instruments(brain_age=instruments.brain_age)
+    metrics = run(TIMES, real, {"made": made}, {}, alone, tmp_path / "out")
+    assert metrics["features"] is None
+    assert metrics["synthetic"]["made"]["realism"] is None
+    assert metrics["table"]["made"]["fid"]["mean"] is None
+    assert list(metrics["synthetic"]["made"]["agreement"]) == ["age"]
+    assert metrics["real"]["reconstruction"] is None
+    assert "there is no FID" in (tmp_path / "out" / "index.html").read_text()
+    print_summary(metrics, tmp_path / "out")
+
+
+def test_a_synthetic_cohort_is_not_taken_for_the_real_one(tmp_path, instruments):
+    real, made = (write(tmp_path / name, table(3)) for name in ("real", "made"))
+    swapped = replace(made, description={"GeneratedBy": [{"Name": "brain_ldm sample"}]})
+    with pytest.raises(InputError, match=r"made by brain_ldm sample: is it .*real the real one"):
+        run(TIMES, swapped, {"s": real}, {}, instruments, tmp_path / "out")
+
+
+def test_a_second_evaluation_measures_nothing_again(tmp_path, instruments, monkeypatch):
+    real, made = (write(tmp_path / name, table(6)) for name in ("real", "made"))
+    first = run(TIMES, real, {"made": made}, {}, instruments, tmp_path / "out")
+
+    def none(*_):
+        raise AssertionError("measured again")
+
+    for kind in (StubSegmenter, StubBrainAge):
+        monkeypatch.setattr(kind, "volumes" if kind is StubSegmenter else "predict", none)
+    assert run(TIMES, real, {"made": made}, {}, instruments, tmp_path / "out") == first

@@ -26,7 +26,12 @@ TINY = {
         "trainer.max_steps=4",
         "data.batch_size=4",
     ],
+    "embedding": ["task.network.channels=[4,8]", "task.network.norm_groups=2"],
+    "lsgan": ["task.discriminator.channels=[4,8]"],
+    "vae_gan": ["task.discriminator.channels=[4,8]"],
 }
+SHORT = ["trainer.max_steps=2", "data.batch_size=4"]
+GAN = ["task.network.latent_size=5", "task.network.channels=[4,8,8]", "task.network.norm_groups=4"]
 
 
 def chain(run, **phantoms):
@@ -46,7 +51,18 @@ def chain(run, **phantoms):
     table = "table=cohorts/phantom/participants.tsv"
     succeed("sample", *model, table, "split=test", "out=cohorts/synthetic")
     succeed("sample", *model, "sweep=age", "n=3", "out=cohorts/sweep")
-    report = succeed("evaluate", "sweeps=[cohorts/sweep]", "pairs=3", "out=reports/tiny")
+    succeed("train", "experiment=embedding_demo", *TINY["embedding"], *SHORT)
+    for name in ("lsgan", "vae_gan"):
+        succeed("train", f"experiment={name}_demo", *TINY[name], *GAN, *SHORT)
+        succeed("sample", f"model=models/{name}_demo", "n=5", f"out=cohorts/{name}")
+    report = succeed(
+        "evaluate",
+        "synthetic={LSGAN: cohorts/lsgan, VAE-GAN: cohorts/vae_gan, LDM: [cohorts/synthetic]}",
+        "sweeps=[cohorts/sweep]",
+        "age_networks=[models/brain_age_demo]",
+        "features=segmenter",
+        *("pairs=3", "resamples=3", "out=reports/tiny"),
+    )
     assert "reports/tiny" in report
     return Path("reports/tiny")
 
@@ -56,10 +72,13 @@ def check_report(report):
     assert metrics["synthetic"]["synthetic"]["n"] == metrics["real"]["n"] > 0
     page = (report / "index.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
+    assert list(metrics["table"]) == ["LSGAN", "VAE-GAN", "LDM", "Real"]
+    assert all(row["ms_ssim"]["mean"] for row in metrics["table"].values())
+    assert metrics["utility"][0]["source"] == "real"
     assert {p.name for p in (report / "figures").iterdir()} == {
-        "montage_synthetic.png",
-        "scatter_synthetic.png",
-        "sweep_sweep.png",
+        *("overview.png", "table.png", "utility.png", "sweep_sweep.png"),
+        *("montage_synthetic.png", "scatter_synthetic.png"),
+        *(f"viewer_{number}.html" for number in range(4)),
     }
 
 

@@ -1,0 +1,406 @@
+"""Whether synthetic brains are copies of training brains.
+
+Dar et al. 2023 (arXiv 2307.01148): for each training volume the similarity of its closest held-out
+real one; a synthetic volume above the 95th percentile of those, against any training volume, is a
+candidate copy. That number is reported, but it does not carry the verdict: its threshold comes from
+the closest of all held-out volumes and is held against the closest of all training volumes, and the
+closest of more is closer. With ten times as many training as held-out volumes it calls a large
+share of brains copies that are none.
+
+The verdict asks instead what a held-out real brain, which cannot be a copy, shows against the very
+same training brains. Two quantities of each brain:
+
+- similarity to its closest training brain. Synthetic brains that are smooth or average have high
+  ones without being copies, therefore also
+- the distance ratio: distance to its closest training brain over distance to its closest held-out
+  brain (other than itself). A copy's is near 0; a brain that is close to all brains alike has the
+  ratio of a real one.
+
+In each, a brain is flagged where it goes beyond the threshold that 95 % of held-out brains keep,
+and the count of flagged synthetic brains is tested against the exact distribution that it has if
+synthetic and held-out brains are exchangeable (`exceedance_p`). Synthetic brains count as copies
+where both tests reject: the chance of a wrong alarm is then at most that of either.
+
+What the verdict rests on: held-out brains come from the same people as training brains do, and
+synthetic ones were drawn for the covariates of held-out ones. A decoder's softness moves synthetic
+brains away from real ones and hides copies: give reconstructions of the real brains, or latents.
+
+Brains are compared as vectors: embeddings (which forgive a flip or a shift if they were taught
+to), flattened latents, or flattened voxels (best at 4 mm: all pairs are compared). How many copies
+these tell shows only on known ones: plant some, such as changed or reconstructed training brains.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from scipy import optimize, stats
+
+from brain_ldm.errors import InputError
+
+# Pearson's correlation (Dar et al.) removes each vector's own mean first, cosine does not.
+Measure = Literal["pearson", "cosine"]
+SIGNIFICANCE = 0.05  # of the verdict: the chance to call brains copies that are none, at most
+POWER = 0.8  # with which the detectable share is found, at least
+CONFIDENCE = 0.95  # of the intervals of shares
+NEAR_ZERO = 1e-12  # a distance that is none
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of `n` brains are flagged, with the Clopper-Pearson 95 % interval of the share."""
+
+    n: int
+    flagged: int
+    share: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Synthetic against held-out brains in one quantity.
+
+    `threshold` is what all but `1 - level` of held-out brains keep: a similarity, or a ratio of
+    distances. `held_out` counts each held-out brain against the threshold of all others; that is
+    the stated rate of false positives, and by construction at most `1 - level`.
+    """
+
+    threshold: float
+    synthetic: Share
+    held_out: Share
+    median_synthetic: float
+    median_held_out: float
+    p: float
+
+
+@dataclass(frozen=True)
+class Dar:
+    """The count of Dar et al. 2023, for synthetic brains and for held-out ones, which are none.
+
+    `threshold` is the similarity that `level` of training brains have at most to their closest
+    held-out one. The `equal` shares are what the counts become when only as many training brains
+    are looked at as there are held-out ones: the mean over all choices of them.
+    """
+
+    threshold: float
+    synthetic: Share
+    held_out: Share
+    equal_synthetic: float
+    equal_held_out: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Verdict on copying with its error rates; None where the brains are too few, and `note` why.
+
+    `false_positive_rate` bounds how often brains without copies are called copies. `recognised`
+    counts the planted copies that are flagged in both quantities, None if none were planted.
+    `detectable_share` is the smallest share of copies among the synthetic brains that is found at
+    least four times in five, if copies are recognised as often as planted ones, or always where
+    none were planted; None where even copies alone would not be found. `closest` lists (synthetic
+    row, training row, similarity) of the closest pairs, the closest first, one for each synthetic
+    brain.
+    """
+
+    n_train: int
+    n_held_out: int
+    n_synthetic: int
+    measure: str
+    level: float
+    copies: bool | None = None
+    verdict: str | None = None
+    false_positive_rate: float | None = None
+    recognised: Share | None = None
+    detectable_share: float | None = None
+    similarity: Comparison | None = None
+    distance_ratio: Comparison | None = None
+    dar: Dar | None = None
+    closest: tuple[tuple[int, int, float], ...] = ()
+    note: str | None = None
+
+
+def audit(
+    train: np.ndarray,
+    held_out: np.ndarray,
+    synthetic: np.ndarray,
+    planted: np.ndarray | None = None,
+    measure: Measure = "pearson",
+    level: float = 0.95,
+    shown: int = 8,
+    block: int = 256,
+) -> Audit:
+    """Judge whether synthetic brains are copies of training brains.
+
+    Args:
+        train, held_out, synthetic: (n, ...) each, in any numbers; a row a brain, flattened here.
+            They may be memory-mapped: `block` rows at a time are read.
+        planted: (n, ...) known copies of training brains, to see how many are recognised.
+        measure: of similarity.
+        level: share of held-out brains that a threshold leaves unflagged.
+        shown: closest pairs to return.
+        block: rows that are compared at once.
+
+    Raises:
+        InputError: rows differ in size, or one is constant or not finite and has no similarity.
+        ValueError: an unknown measure, or a level outside 0..1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: give a share between 0 and 1")
+    sets = {"training": train, "held-out": held_out, "synthetic": synthetic}
+    counts = [len(rows) for rows in sets.values()]
+    if planted is not None and len(planted):
+        sets["planted"] = planted
+    found = Audit(*counts, measure, level)
+    beyond = rows_beyond(counts[1], level)
+    note = _too_few(counts, beyond, level)
+    if note is not None:
+        return replace(found, note=note)
+    sizes = {name: np.asarray(rows[0]).size for name, rows in sets.items()}
+    if len(set(sizes.values())) > 1:
+        said = ", ".join(f"{size} of a {name} brain" for name, size in sizes.items())
+        raise InputError(f"brains of different sizes cannot be compared: {said}")
+    for name, rows in sets.items():  # before the long work, and by name
+        for start in range(0, len(rows), block):
+            _unit(rows[start : start + block], measure, start, f"{name} brain")
+
+    options = {"measure": measure, "block": block}
+    rows, to_train = nearest(synthetic, train, **options)
+    _, real_to_train = nearest(held_out, train, **options)
+    ratios = _distance_ratio(to_train, nearest(synthetic, held_out, **options)[1])
+    real_ratios = _distance_ratio(
+        real_to_train, nearest(held_out, held_out, **options, skip_same=True)[1]
+    )
+    similarity = _compared(to_train, real_to_train, level)
+    ratio = _compared(-ratios, -real_ratios, level, sign=-1)
+    recognised, rate = None, 1.0
+    if "planted" in sets:
+        _, of_copies = nearest(planted, train, **options)
+        copied = _distance_ratio(of_copies, nearest(planted, held_out, **options)[1])
+        told = (of_copies > similarity.threshold) & (copied < ratio.threshold)
+        recognised = _share(int(told.sum()), len(told))
+        rate = recognised.share
+    first = np.argsort(-to_train, kind="stable")[:shown]
+    copies = max(similarity.p, ratio.p) <= SIGNIFICANCE
+    detectable = detectable_share(counts[2], counts[1], beyond, rate)
+    return replace(
+        found,
+        copies=copies,
+        verdict=_verdict(copies, similarity, ratio, detectable),
+        false_positive_rate=SIGNIFICANCE,
+        recognised=recognised,
+        detectable_share=detectable,
+        similarity=similarity,
+        distance_ratio=ratio,
+        dar=_dar(train, held_out, synthetic, level, options),
+        closest=tuple((int(s), int(rows[s]), float(to_train[s])) for s in first),
+    )
+
+
+def nearest(
+    queries: np.ndarray,
+    references: np.ndarray,
+    measure: Measure = "pearson",
+    block: int = 256,
+    skip_same: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the closest reference of each query.
+
+    Args:
+        queries, references: (n, ...) and (m, ...); rows are flattened.
+        measure: of similarity.
+        block: rows of each that are compared at once.
+        skip_same: whether a reference with the query's own row number does not count.
+
+    Returns:
+        Row numbers of the closest, int (n,), and similarities, float (n,); -1 and -inf where there
+        is none.
+
+    Raises:
+        InputError: a row is constant or not finite.
+    """
+    index = np.full(len(queries), -1)
+    best = np.full(len(queries), -np.inf)
+    for q, r, found in _blocks(queries, references, measure, block):
+        if skip_same:
+            same = np.arange(len(queries))[q, None] == np.arange(len(references))[r]
+            found = np.where(same, -np.inf, found)
+        at = found.argmax(1)
+        value = found[np.arange(len(found)), at]
+        better = value > best[q]
+        index[q] = np.where(better, at + r.start, index[q])
+        best[q] = np.where(better, value, best[q])
+    return index, best
+
+
+def exceedance_p(flagged: int, n_synthetic: int, n_held_out: int, beyond: int) -> float:
+    """Return the chance of so many flagged synthetic brains, or more, if none is a copy.
+
+    The threshold is the value of the held-out brain that is `beyond`-th from the top. If synthetic
+    and held-out values are draws from one distribution, whatever it is, the share of synthetic
+    values above it is Beta(beyond, n_held_out + 1 - beyond), so their number is beta-binomial
+    (the exceedance test, e.g. Balakrishnan & Ng 2006, Precedence-Type Tests and Applications).
+    Unlike Fisher's test it knows that the threshold was chosen by the held-out values.
+    """
+    null = stats.betabinom(n_synthetic, beyond, n_held_out + 1 - beyond)
+    return float(min(null.sf(flagged - 1), 1.0))
+
+
+def detectable_share(
+    n_synthetic: int, n_held_out: int, beyond: int, recognised: float = 1.0
+) -> float | None:
+    """Return the smallest share of copies that both tests find together with 80 % power.
+
+    Copies are taken to be flagged with the probability `recognised`, or else as other brains are:
+    as often as held-out ones. Each test is asked for 90 %, so that both together have 80 % however
+    they depend on each other. None where no share is enough.
+    """
+    # Shares beyond the threshold that chance gives, equally likely each.
+    chance = stats.beta.ppf((np.arange(500) + 0.5) / 500, beyond, n_held_out + 1 - beyond)
+    counts = np.arange(n_synthetic + 1)
+    null = stats.betabinom(n_synthetic, beyond, n_held_out + 1 - beyond).sf(counts - 1)
+    enough = int(np.argmax(null <= SIGNIFICANCE))  # there is one, or `_too_few` has said so
+
+    def lacking(share: float) -> float:
+        flagged = share + (1 - share) * chance
+        return stats.binom.sf(enough - 1, n_synthetic, flagged).mean() - (1 + POWER) / 2
+
+    if lacking(recognised) < 0:
+        return None
+    return float(optimize.brentq(lacking, 0, recognised)) / recognised
+
+
+def rows_beyond(n_held_out: int, level: float) -> int:
+    """Return how many held-out brains lie at or beyond the threshold; 0 where they are too few.
+
+    The largest number at which one more brain like them is flagged with probability `1 - level` at
+    most.
+    """
+    return math.floor(round((1 - level) * (n_held_out + 1), 9))
+
+
+def _too_few(counts: list[int], beyond: int, level: float) -> str | None:
+    """Say why so few brains allow no verdict; None if they do."""
+    n_train, n_held_out, n_synthetic = counts
+    if not n_train or not n_synthetic:
+        return f"{n_train} training and {n_synthetic} synthetic brains; at least 1 each is needed"
+    if beyond == 0:
+        least = math.ceil(round(1 / (1 - level), 9)) - 1
+        return f"only {n_held_out} held-out brains; at least {least} give a threshold"
+    if exceedance_p(n_synthetic, n_synthetic, n_held_out, beyond) > SIGNIFICANCE:
+        return f"only {n_synthetic} synthetic brains; were all copies, it could be chance"
+    return None
+
+
+def _blocks(
+    queries: np.ndarray, references: np.ndarray, measure: Measure, block: int
+) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """Give similarities block by block: rows of queries, rows of references, (b, b')."""
+    for start in range(0, len(queries), block):
+        q = slice(start, start + block)
+        units = _unit(queries[q], measure, start)
+        for other in range(0, len(references), block):
+            r = slice(other, other + block)
+            found = units @ _unit(references[r], measure, other).T
+            yield q, r, np.clip(found.astype(np.float64), -1, 1)
+
+
+def _unit(rows: np.ndarray, measure: Measure, start: int, name: str = "row") -> np.ndarray:
+    """Return rows as vectors of length 1, float32 (n, D); the first is number `start`."""
+    flat = np.asarray(rows, np.float32).reshape(len(rows), -1)
+    with np.errstate(invalid="ignore"):
+        match measure:
+            case "pearson":
+                # Not told from what the mean leaves, which rounding can make other than 0.
+                wrong = ~(np.ptp(flat, 1) > 0)
+                flat = flat - flat.mean(1, keepdims=True)
+            case "cosine":
+                wrong = ~flat.any(1)
+            case _:
+                raise ValueError(f"measure is {measure}: give pearson or cosine")
+    wrong |= ~np.isfinite(flat).all(1)
+    if wrong.any():
+        raise InputError(
+            f"{name} {start + int(wrong.argmax())} (from 0) is constant or not finite, and so like "
+            "nothing: leave it out"
+        )
+    return flat / np.linalg.norm(flat, axis=1, keepdims=True)
+
+
+def _distance_ratio(to_train: np.ndarray, to_held_out: np.ndarray) -> np.ndarray:
+    """Return the ratio of the distances of unit vectors, from their similarities."""
+    near, far = (np.sqrt(2 - 2 * s) for s in (to_train, to_held_out))
+    return near / np.maximum(far, NEAR_ZERO)
+
+
+def _compared(
+    synthetic: np.ndarray, held_out: np.ndarray, level: float, sign: int = 1
+) -> Comparison:
+    """Compare values whose high ones are suspicious; `sign` -1 reports them the other way round."""
+    n = len(held_out)
+    beyond, others = rows_beyond(n, level), rows_beyond(n - 1, level)
+    order = np.sort(held_out)[::-1]
+    threshold = order[beyond - 1]
+    flagged = int((synthetic > threshold).sum())
+    false = 0
+    if others:
+        # Without a brain that is itself beyond it, the threshold lies one value lower.
+        lower = np.where(held_out >= order[others - 1], order[others], order[others - 1])
+        false = int((held_out > lower).sum())
+    return Comparison(
+        threshold=sign * float(threshold),
+        synthetic=_share(flagged, len(synthetic)),
+        held_out=_share(false, n),
+        median_synthetic=sign * float(np.median(synthetic)),
+        median_held_out=sign * float(np.median(held_out)),
+        p=exceedance_p(flagged, len(synthetic), n, beyond),
+    )
+
+
+def _share(flagged: int, n: int) -> Share:
+    interval = stats.binomtest(flagged, n).proportion_ci(CONFIDENCE, method="exact")
+    return Share(n, flagged, flagged / n, float(interval.low), float(interval.high))
+
+
+def _dar(
+    train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, level: float, options: dict
+) -> Dar:
+    threshold = float(np.quantile(nearest(train, held_out, **options)[1], level))
+    seen = min(len(held_out), len(train))
+
+    def counted(brains: np.ndarray) -> tuple[Share, float]:
+        above = np.zeros(len(brains), int)
+        for q, _, found in _blocks(brains, train, **options):
+            above[q] += (found > threshold).sum(1)
+        # The chance that `seen` training brains, drawn without replacement, hold one of those.
+        equal = stats.hypergeom.sf(0, len(train), above, seen).mean()
+        return _share(int((above > 0).sum()), len(brains)), float(equal)
+
+    (fake, equal_fake), (real, equal_real) = counted(synthetic), counted(held_out)
+    return Dar(threshold, fake, real, equal_fake, equal_real)
+
+
+def _verdict(
+    copies: bool, similarity: Comparison, ratio: Comparison, detectable: float | None
+) -> str:
+    """Put the verdict in words."""
+    share, expected = similarity.synthetic.share, similarity.held_out.share
+    if copies:
+        return (
+            f"copies: {share:.0%} of the synthetic brains are closer to a training brain than "
+            f"{1 - expected:.0%} of held-out brains are (p = {similarity.p:.2g}), and "
+            f"{ratio.synthetic.share:.0%} are so relative to unseen brains (p = {ratio.p:.2g})"
+        )
+    if detectable is None:
+        return (
+            "no sign of copying, but copies would not be seen: too few planted ones are recognised"
+        )
+    missed = f"could miss a copied share below {detectable:.0%}"
+    if similarity.p <= SIGNIFICANCE:
+        return (
+            f"no sign of copying at this n ({missed}); synthetic brains are closer to training "
+            "brains than held-out ones are, but to unseen brains as well"
+        )
+    return f"no sign of copying at this n ({missed})"

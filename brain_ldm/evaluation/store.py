@@ -1,0 +1,78 @@
+"""What is computed of many brains, in blocks on disk: memory stays small, and work resumes."""
+
+import hashlib
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from brain_ldm.errors import InputError
+from brain_ldm.progress import track
+
+BLOCK = 16  # items whose arrays are written together
+
+
+def stored(
+    cache: Path,
+    key: dict[str, Any],
+    items: Sequence,
+    compute: Callable[[Sequence], dict[str, np.ndarray]],
+    title: str,
+) -> dict[str, np.ndarray]:
+    """Return `compute` of all items, (n, ...) each; what an earlier call computed is read.
+
+    Args:
+        cache: folder of all such results.
+        key: what a result depends on besides the items, as plain data.
+        items: n of them, plain data; those of a block go to `compute` together.
+        compute: arrays by name for some items, (items, ...) each.
+        title: of the progress bar.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    parts = []
+    blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
+    for block in track(blocks, title):
+        path = _path(cache, key, block)
+        found = _read(path)
+        if found is None:
+            found = compute(block)
+            _write(path, found)
+        parts.append(found)
+    if not parts:
+        return {}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _path(cache: Path, key: dict[str, Any], block: Sequence) -> Path:
+    text = json.dumps([key, list(block)], sort_keys=True, default=lambda array: array.tolist())
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return cache / digest[:2] / f"{digest[2:34]}.npz"
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """A block's arrays; None where there is none or it is damaged."""
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, KeyError, zlib.error, zipfile.BadZipFile):
+        return None
+
+
+def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(path)
+    except OSError as error:
+        raise InputError(
+            f"{path.parent}: cannot be written ({error.strerror}); give cache another folder"
+        ) from None

@@ -1,0 +1,86 @@
+"""Can one learn from synthetic brains? Age networks, whatever taught them, tested on real ones."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from brain_ldm.cohorts.cohort import Cohort
+from brain_ldm.errors import InputError
+from brain_ldm.evaluation.config import EvaluateConfig
+from brain_ldm.evaluation.faithfulness import agreement
+from brain_ldm.evaluation.measure import Bench, Measured
+from brain_ldm.evaluation.store import stored
+from brain_ldm.models import BrainAge, open_model
+
+
+def check_age_networks(folders: Sequence[str], real: Cohort) -> None:
+    """Refuse age networks that cannot be tested on the real cohort.
+
+    Raises:
+        InputError: one is missing, or works on another grid.
+    """
+    for folder in folders:
+        model = open_model(folder, BrainAge)
+        if not model.grid.same_as(real.grid):
+            raise InputError(
+                f"{folder}: works on {model.grid}, but {real.root} has {real.grid}; "
+                "give age networks of its grid"
+            )
+
+
+def utility(config: EvaluateConfig, bench: Bench, real: Measured) -> list[dict[str, Any]]:
+    """Test each age network of `config` on the real rows whose age is known.
+
+    Returns:
+        For each: folder, sha256, how many real and synthetic brains taught it, `source` (real,
+        synthetic or both), n, the mean absolute error in years with its 95 % bootstrap interval
+        over brains, r and slope.
+    """
+    found = []
+    for folder in config.age_networks:
+        model = open_model(folder, BrainAge).to(bench.instruments.device)
+        taught = model.config.trained_on
+        synthetic = sum(extra["rows"] for extra in taught.get("extra", {}).values())
+        of_real = taught.get("training_rows", 0) - synthetic
+        source = "both" if synthetic and of_real else "synthetic" if synthetic else "real"
+        predicted = _predicted(model, bench, real)
+        age = real.table["age"].to_numpy(float)
+        known = np.isfinite(age)
+        error = np.abs(predicted - age)[known]
+        draws = np.random.default_rng(config.seed).integers(
+            0, len(error), (config.bootstrap, len(error))
+        )
+        low, high = np.percentile(error[draws].mean(axis=1), [2.5, 97.5])
+        result = agreement(age, predicted, config.bootstrap, config.seed)
+        found.append(
+            {
+                "folder": folder,
+                "sha256": model.hash,
+                "source": source,
+                "real_rows": of_real,
+                "synthetic_rows": synthetic,
+                "n": int(known.sum()),
+                "mae": float(error.mean()),
+                "mae_low": float(low),
+                "mae_high": float(high),
+                "r": result.r,
+                "slope": result.slope,
+            }
+        )
+    return found
+
+
+def _predicted(model: BrainAge, bench: Bench, real: Measured) -> np.ndarray:
+    """Age in years of each of the real rows, (n,)."""
+
+    @torch.inference_mode()
+    def compute(batch: Sequence[str]) -> dict[str, np.ndarray]:
+        parts = [model.predict(bench.images(real.cohort, ids)) for ids in bench.batches(batch)]
+        return {"age": torch.cat(parts).double().cpu().numpy()}
+
+    key = {"age": model.hash, "cohort": real.cohort.content_hash()}
+    ids = real.table["participant_id"].tolist()
+    return stored(Path(bench.cache), key, ids, compute, "predicting age")["age"]

@@ -1,0 +1,137 @@
+"""Studies: their points run commands, and end in one table and one figure."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from brain_ldm.errors import InputError
+from brain_ldm.studies import study
+from brain_ldm.studies.study import read_off
+
+SHARE = {"share": 0.1, "low": 0.0, "high": 0.2}
+METRICS = {
+    "synthetic": {
+        "made": {
+            "realism": {
+                "fid": {"value": 2.0, "low": 1.5, "high": 2.5, "note": None},
+                "coverage": {"value": None, "low": None, "high": None, "note": "too few"},
+            },
+            "similarity": {"ms_ssim": {"value": 0.8, "low": 0.7, "high": 0.9}},
+            "agreement": {
+                "ventricular_volume": {"r": 0.9, "r_low": 0.8, "r_high": 0.95},
+                "age": {"r": 0.7, "r_low": 0.6, "r_high": 0.8},
+            },
+            "audit": {"embedding": {"similarity": {"synthetic": SHARE}}},
+        }
+    },
+    "utility": [{"mae": 5.0, "mae_low": 4.0, "mae_high": 6.0}, {"mae": 9.0}],
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("synthetic.realism.fid", (2.0, 1.5, 2.5)),
+        ("synthetic.agreement.age.r", (0.7, 0.6, 0.8)),
+        ("synthetic.audit.embedding.similarity.synthetic", (0.1, 0.0, 0.2)),
+        ("utility.0.mae", (5.0, 4.0, 6.0)),
+        ("utility.1.mae", (9.0, None, None)),
+    ],
+)
+def test_measures_are_read_off_with_their_intervals(place, expected):
+    found = read_off(METRICS, place)
+    assert (found["value"], found["low"], found["high"]) == expected
+
+
+@pytest.mark.parametrize("place", ["synthetic.realism.kid", "utility.2.mae", "nothing"])
+def test_a_place_that_is_none_is_named(place):
+    with pytest.raises(InputError, match=f"measures: {place} is not in"):
+        read_off(METRICS, place)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Commands that do nothing, but for the last one, which writes a report."""
+    ran = []
+
+    def run(command: str) -> None:
+        ran.append(command)
+        if command.startswith("evaluate"):
+            out = Path(
+                next(o for o in command.split() if o.startswith("out=")).removeprefix("out=")
+            )
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "metrics.json").write_text(json.dumps(METRICS))
+
+    monkeypatch.setattr(study, "run_command", run)
+    return ran
+
+
+def test_a_study_ends_in_a_table_and_a_figure(workplace, run_command, stand_in):
+    code, out, err = run_command(
+        "study", "-m", "study=cohort_size", "point.training_brains=20,40,80"
+    )
+    assert code == 0, err
+    folder = workplace / "reports" / "study_cohort_size"
+    table = pd.read_csv(folder / "table.tsv", sep="\t")
+    assert table["training_brains"].tolist() == [20, 40, 80]
+    assert table["coverage"].isna().all()
+    assert table["FID"].tolist() == ["2 [1.5, 2.5]"] * 3
+    assert (folder / "figure.png").stat().st_size > 5000
+    assert "Quality against the number of training brains" in out
+    first = stand_in[0]
+    assert first.startswith("train experiment=ae_demo data.rows=20 ")
+    assert "out=reports/study_cohort_size/0/autoencoder" in first
+
+    # Again it is refused, and gone on with when asked.
+    code, _, err = run_command("study", "-m", "study=cohort_size", "point.training_brains=20,40")
+    assert code == 2 and "resume=auto" in err
+    assert (
+        run_command(
+            "study", "-m", "study=cohort_size", "point.training_brains=20,40", "resume=auto"
+        )[0]
+        == 0
+    )
+
+
+def test_a_point_that_fails_leaves_the_others(workplace, run_command, stand_in, monkeypatch):
+    quiet = study.run_command
+
+    def fails_at_40(command: str) -> None:
+        if "data.rows=40" in command:
+            raise InputError("`train …` ended with exit code 1")
+        quiet(command)
+
+    monkeypatch.setattr(study, "run_command", fails_at_40)
+    code, _, err = run_command("study", "-m", "study=cohort_size", "point.training_brains=20,40,80")
+    assert code == 2 and "ended with exit code 1" in err
+    table = pd.read_csv(workplace / "reports/study_cohort_size/table.tsv", sep="\t")
+    assert table["training_brains"].tolist() == [20, 80]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["study=nothing"], "cohort_size"),
+        (["study=cohort_size", "x=brain"], "x is 'brain', but point has only training_brains"),
+        (["study=cohort_size", "commands=[rm -rf]"], "'rm' is none of phantom"),
+        ([], "study"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(workplace, run_command, stand_in, options, expected):
+    code, _, err = run_command("study", "-m", *options, "point.training_brains=20")
+    assert code == 2
+    assert expected in err and "Traceback" not in err
+    assert stand_in == []
+
+
+def test_one_point_alone_is_no_study(workplace, one_line, stand_in):
+    assert "add -m" in one_line("study", "study=cohort_size")
+
+
+def test_a_command_that_fails_stops_its_point(workplace, capfd):
+    with pytest.raises(InputError, match=r"`evaluate real=nowhere` ended with exit code 2"):
+        study.run_command("evaluate real=nowhere")
+    assert "no such cohort folder" in capfd.readouterr().err
