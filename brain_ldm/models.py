@@ -92,6 +92,8 @@ class SavedSegmenter(SavedModel):
     kind: str = "segmenter"
     network: SegmenterConfig = field(default_factory=SegmenterConfig)
     classes: list[str] = MISSING
+    # By volume, offset in mm³ and slope of what is counted on what is true; {}: as it is counted.
+    calibration: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
@@ -216,8 +218,21 @@ class Segmenter(Model):
     def volumes(self, images: Tensor) -> dict[str, Tensor]:
         """Return ventricular and brain (grey and white) volume in mm³, each (B,).
 
-        Soft, as SynthSeg's: the sum of the posteriors times the volume of a voxel.
+        Counted softly, as SynthSeg's: the sum of the posteriors times the volume of a voxel. Then
+        calibrated: a network that is unsure of the border voxels counts small volumes too large and
+        large ones too small, along a line that training has found on images of known volumes.
         """
+        return {
+            name: self._calibrated(name, counted).clamp(min=0)
+            for name, counted in self.counted(images).items()
+        }
+
+    def _calibrated(self, name: str, counted: Tensor) -> Tensor:
+        offset, slope = self.config.calibration.get(name, (0.0, 1.0))
+        return (counted - offset) / slope
+
+    def counted(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the volumes of `volumes`, not yet calibrated."""
         voxel = float(abs(torch.linalg.det(torch.tensor(self.config.grid.affine)[:3, :3])))
         sums = self.posteriors(images).double().sum(dim=(2, 3, 4)) * voxel
         by_class = dict(zip(self.classes, sums.unbind(1), strict=True))

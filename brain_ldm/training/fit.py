@@ -19,7 +19,7 @@ from brain_ldm.cohorts.findings import warn, write_findings
 from brain_ldm.cohorts.selection import joined, limited
 from brain_ldm.cohorts.validation import SeveralErrors, survey, validate
 from brain_ldm.errors import InputError
-from brain_ldm.models import Autoencoder, Diffusion, Model, open_model, save_model
+from brain_ldm.models import Autoencoder, Diffusion, Model, Segmenter, open_model, save_model
 from brain_ldm.sweep import RESULT, Interrupted, write_result
 from brain_ldm.training import (
     autoencoder,
@@ -272,6 +272,8 @@ def finish(
             }
             for other in whole[1:]
         }
+    if isinstance(model, Segmenter):
+        segmenter.calibrate(model, cohort)
     health = None
     if isinstance(model, Autoencoder):
         health = examined(model, data, loggers, config.trainer.max_steps)

@@ -11,6 +11,7 @@ from torch import Tensor
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter
+from brain_ldm.progress import track
 from brain_ldm.training.config import Schedule, SegmenterTask, TrainConfig
 from brain_ldm.training.data import CohortData, Rows
 from brain_ldm.training.module import TaskModule
@@ -20,6 +21,8 @@ from brain_ldm.training.schedules import make_schedule
 from brain_ldm.training.synthesis import CLASSES, TISSUES, compact, synthesise
 
 VOLUMES = ("ventricular_volume", "brain_volume")
+LEAST_SLOPE = 0.1  # of a network that measures at all: below, undoing it would only add noise
+CALIBRATED = 64  # images of training rows that the line of each volume is found on
 
 
 def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
@@ -70,6 +73,34 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
 
     module = SegmenterTraining(Segmenter(saved), config.task, config.seed, config.trainer.max_steps)
     return module, CohortData(config, len(ids), rows)
+
+
+@torch.no_grad()
+def calibrate(model: Segmenter, cohort: Cohort) -> None:
+    """Find the line of counted on true volumes and let the model undo it from now on.
+
+    On images of training rows: the network saw their labels in other contrasts and deformations,
+    and never these images. A line is kept only where there are volumes to tell one by.
+
+    Args:
+        model: on any device, not yet calibrated.
+        cohort: whose training rows it learnt from.
+    """
+    rows = cohort.rows("train").dropna(subset=list(VOLUMES))
+    rows = rows.iloc[np.linspace(0, len(rows) - 1, min(CALIBRATED, len(rows))).round().astype(int)]
+    device = next(model.parameters()).device
+    found: dict[str, list[float]] = {name: [] for name in VOLUMES}
+    for participant in track(rows["participant_id"].tolist(), "calibrating volumes"):
+        image = torch.from_numpy(cohort.read(participant))[None, None].to(device)
+        for name, counted in model.counted(image).items():
+            found[name].append(float(counted))
+    for name in VOLUMES:
+        true, counted = rows[name].to_numpy(float), np.array(found[name])
+        if len(true) < 3 or np.ptp(true) == 0:
+            continue
+        slope, offset = np.polyfit(true, counted, 1)
+        if slope > LEAST_SLOPE:
+            model.config.calibration[name] = [float(offset), float(slope)]
 
 
 class SegmenterTraining(TaskModule):

@@ -58,6 +58,9 @@ OUTSIDE = {
     "spinal-cord": (0.3, 1.0),
     "vein": (0.1, 0.8),
 }
+# Scatter of a tissue about its place there. Cerebrospinal fluid is one fluid wherever it lies: thin
+# ventricles, which have no voxel of fluid alone, can be told by it.
+SCATTER, SCATTER_OF_FLUID = 0.15, 0.03
 STRIPPED = 0.4  # probability that the image shows the brain alone
 RIM_STRIPPED = 0.25  # of those: that CSF is taken off with the skull
 SILENT_AIR = 0.5  # probability that air is zero and not noise
@@ -131,7 +134,8 @@ def intensities(t1_share: float, generator: torch.Generator) -> tuple[Tensor, Te
             spreads.append(uniform(0, 0.3))
         else:
             step = ON_LADDER.get(tissue, LADDER[CLASSES[place]])
-            step += 0.15 * float(_normal((), generator))
+            scatter = SCATTER if step else SCATTER_OF_FLUID
+            step += scatter * float(_normal((), generator))
             means.append(float(np.interp(step, [0, 1, 2], [csf, grey, white])))
             spreads.append(uniform(0, 0.08))
     return torch.tensor(means), torch.tensor(spreads)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter
+from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter, open_model, save_model
 from brain_ldm.networks.config import SegmenterConfig
 from brain_ldm.training.config import DataConfig, SegmenterTask, TrainConfig, TrainerConfig
 from brain_ldm.training.packed import Team
-from brain_ldm.training.segmenter import SegmenterTraining, build
+from brain_ldm.training.segmenter import SegmenterTraining, build, calibrate
 from brain_ldm.training.synthesis import CLASSES
 
 SMALL = SegmenterConfig([4, 4, 8, 8, 8, 4])
@@ -58,3 +58,36 @@ def test_the_loss_is_least_at_the_true_shares():
     assert float(least) == pytest.approx(0, abs=1e-5)
     for sharper in (0.5, 2.0, 4.0):
         assert dice(shares.log() * sharper, shares) > least + 0.01
+
+
+def test_volumes_are_calibrated_on_images_of_training_rows(tiny_cohort, monkeypatch, tmp_path):
+    """A network that counts along a line is right once that line is undone."""
+    grid = GridConfig(**tiny_cohort.grid.to_dict())
+    model = Segmenter(SavedSegmenter(grid=grid, network=SMALL, classes=CLASSES))
+    rows = tiny_cohort.table.set_index("participant_id")
+    by_image = {float(tiny_cohort.read(pid).sum()): rows.loc[pid] for pid in rows.index}
+    seen = []
+
+    def counted(images):
+        row = by_image[float(images.sum())]
+        seen.append(row["split"])
+        ventricles = 3000 + 0.8 * row["ventricular_volume"]
+        return {
+            "ventricular_volume": torch.tensor([ventricles]).double(),
+            "brain_volume": torch.tensor([5e5]).double(),  # tells nothing
+        }
+
+    monkeypatch.setattr(model, "counted", counted)
+    calibrate(model, tiny_cohort)
+    assert set(seen) == {"train"}
+    assert model.config.calibration["ventricular_volume"] == pytest.approx([3000, 0.8], rel=1e-6)
+    assert "brain_volume" not in model.config.calibration
+    held_out = tiny_cohort.rows("test").iloc[0]
+    image = torch.from_numpy(tiny_cohort.read(held_out["participant_id"]))[None, None]
+    found = model.volumes(image)
+    assert float(found["ventricular_volume"]) == pytest.approx(held_out["ventricular_volume"])
+    assert float(found["brain_volume"]) == 5e5
+
+    save_model(model, tmp_path / "segmenter", "")
+    again = open_model(tmp_path / "segmenter", Segmenter)
+    assert again.config.calibration == model.config.calibration
