@@ -6,8 +6,9 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
@@ -69,27 +70,23 @@ def _pooled(
     job: Callable[[Item], Result], items: Sequence[Item], workers: int, lost: list[Item]
 ) -> Iterator[tuple[Item, Result]]:
     """Yield results as they come; append to `lost` what was at work when a process died."""
-    remaining = list(items)
+    remaining = deque(items)
     while remaining:
-        batch, remaining = remaining, []
+        waiting: dict[Future, Item] = {}
         with ProcessPoolExecutor(
             workers, initializer=_begin_worker, initargs=(os.getpid(),)
         ) as pool:
             try:
-                waiting = {}
-                for item in batch[: 2 * workers]:
-                    waiting[pool.submit(job, item)] = item
-                ahead = iter(batch[2 * workers :])
-                while waiting:
+                while remaining or waiting:
+                    while remaining and len(waiting) < 2 * workers:
+                        # It leaves `remaining` once it is taken: a broken pool takes nothing.
+                        waiting[pool.submit(job, remaining[0])] = remaining[0]
+                        remaining.popleft()
                     future = next(as_completed(waiting))
                     result = future.result()
                     yield waiting.pop(future), result
-                    for item in ahead:
-                        waiting[pool.submit(job, item)] = item
-                        break
             except BrokenProcessPool:
                 lost += waiting.values()
-                remaining = list(ahead)
             except BaseException:
                 for process in multiprocessing.active_children():
                     process.terminate()  # what a job has started would go on for hours

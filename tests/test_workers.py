@@ -1,5 +1,6 @@
 import os
 import signal
+import time
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
@@ -52,3 +53,15 @@ def test_an_exception_ends_all_and_keeps_its_type():
         list(each(refuse, range(1), "squares", 1))
     with pytest.raises(ValueError, match="no"):
         list(each(refuse, range(4), "squares", 2))
+
+
+def test_a_process_that_dies_while_nobody_waits_takes_nothing_else_with_it(tmp_path):
+    job = partial(die_at, tmp_path, 3)
+    found = {}
+    for item, result in each(job, range(12), "squares", 2, died=lambda n: "died"):
+        found[item] = result
+        if len(found) == 1:
+            time.sleep(
+                1
+            )  # the pool breaks meanwhile, and is noticed when it is given the next item
+    assert found == {n: "died" if n == 3 else n * n for n in range(12)}

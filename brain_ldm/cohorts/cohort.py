@@ -274,8 +274,8 @@ def _make_splits(path: Path, table: pd.DataFrame, findings: list[Finding]) -> No
     ids = table["participant_id"]
     if "split" not in table.columns:
         table["split"] = None
-    people = table["subject"].where(table["subject"].notna(), ids) if "subject" in table else ids
-    table["split"] = table["split"].where(table["split"].notna(), people.map(assign_split))
+    persons = people(table)
+    table["split"] = table["split"].where(table["split"].notna(), persons.map(assign_split))
     for row, split in table["split"][~table["split"].isin(SPLITS)].items():
         where = row_of(path, table, row)
         findings.append(Finding(where, f"split is {split!r}", "give train, val or test"))
@@ -283,13 +283,19 @@ def _make_splits(path: Path, table: pd.DataFrame, findings: list[Finding]) -> No
     first: dict[str, tuple[str, str]] = {}
     known = table["split"].notna()
     for row, person, pid, split in zip(
-        table.index[known], people[known], ids[known], table["split"][known], strict=True
+        table.index[known], persons[known], ids[known], table["split"][known], strict=True
     ):
         other, its_split = first.setdefault(person, (pid, split))
         if split != its_split:
             what = f"subject {person} is in {split} here and in {its_split} as {other}"
             mend = "give all scans of a person one split"
             findings.append(Finding(row_of(path, table, row), what, mend))
+
+
+def people(table: pd.DataFrame) -> pd.Series:
+    """Whose scan each row is: its `subject`, or its participant_id where it names none."""
+    ids = table["participant_id"]
+    return table["subject"].where(table["subject"].notna(), ids) if "subject" in table else ids
 
 
 def read_grids(

@@ -8,6 +8,14 @@ import pandas as pd
 from brain_ldm.errors import InputError
 
 MISSING = -1.0
+MEASURED = ", measured by "  # in a column's description: what follows is the instrument
+# Beyond these a value is a slip, or in another unit: a newborn's brain has 350 ml, and the largest
+# lateral ventricles of hydrocephalus some 500 ml.
+PLAUSIBLE = {
+    "age": (0, 120),
+    "brain_volume": (300_000, 2_500_000),
+    "ventricular_volume": (500, 500_000),
+}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from brain_ldm.cohorts.cohort import Cohort
+from brain_ldm.cohorts.cohort import Cohort, people
 from brain_ldm.errors import InputError
 
 
@@ -51,6 +51,12 @@ def joined(cohort: Cohort, others: Sequence[Cohort], rows: int | None = None) ->
                     f"{other.root}: {pid} is in {taken[pid]} too; sample with another seed"
                 )
             taken[pid] = guests[pid] = other.root
+        held_out = set(people(cohort.table[cohort.table["split"] != "train"]))
+        both = sorted(held_out & set(people(table)))
+        if both:
+            raise InputError(
+                f"{other.root}: {both[0]} is held out in {cohort.root}; leave that person out"
+            )
         tables.append(table.assign(split="train"))
         names.append("_".join(other.root.parts[-2:]) + ("" if rows is None else f"_{rows}_rows"))
     table = pd.concat(tables, ignore_index=True)[[*cohort.table.columns]]

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from brain_ldm.cohorts.cohort import SPLITS, Cohort, read_grids, read_tables, row_of
-from brain_ldm.cohorts.covariates import COVARIATES
+from brain_ldm.cohorts.covariates import COVARIATES, PLAUSIBLE
 from brain_ldm.cohorts.files import write_text
 from brain_ldm.cohorts.findings import ERROR, WARNING, Finding, refuse, show, write_findings
 from brain_ldm.cohorts.grid import VoxelGrid
@@ -35,13 +35,6 @@ from brain_ldm.errors import InputError
 from brain_ldm.shards import locked
 from brain_ldm.workers import cores, each
 
-# Beyond these a value is a slip, or in another unit: a newborn's brain has 350 ml, and the largest
-# lateral ventricles of hydrocephalus some 500 ml.
-PLAUSIBLE = {
-    "age": (0, 120),
-    "brain_volume": (300_000, 2_500_000),
-    "ventricular_volume": (500, 500_000),
-}
 BRIGHT = 0.995  # share of voxels; a head fills a field of view so far that these reach into it
 DIM = 0.3  # of 0..1: where the brightest tissue stays below, intensities were hardly scaled to 0..1
 BEYOND = 0.2  # of the training split's range: what a model still reaches

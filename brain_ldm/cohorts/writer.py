@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from brain_ldm.cohorts.cohort import COLUMNS, SPACE, assign_split
-from brain_ldm.cohorts.covariates import COVARIATES
+from brain_ldm.cohorts.covariates import COVARIATES, MEASURED
 from brain_ldm.cohorts.files import read_json, write_json, write_nifti, write_text
 from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.errors import InputError
@@ -88,7 +88,10 @@ class CohortWriter:
                     f"{self.root}: an unfinished cohort with other parameters ({other}); {mend}"
                 )
             return
-        elif self.root.exists() and {p.name for p in self.root.iterdir()} - {self.work.name}:
+        elif self.root.exists() and {p.name for p in self.root.iterdir()} - {
+            self.work.name,
+            *(["reject.txt"] if self.grows else []),
+        }:
             raise InputError(f"{self.root}: the folder is not empty and is no cohort; {mend}")
         try:
             (self.work / "rows").mkdir(parents=True, exist_ok=True)
@@ -173,8 +176,9 @@ class CohortWriter:
             **self.extra_columns,
         }
         if self.grows and (self.root / "participants.tsv").exists():
-            table = self._carry_over(table)
-            columns = {**read_json(self.root / "participants.json"), **columns}
+            described = read_json(self.root / "participants.json")
+            table, carried = self._carry_over(table, described)
+            columns = {**described, **columns, **{name: described[name] for name in carried}}
         if any(self.root.glob("sub-*/anat/*_dseg.nii.gz")):
             from brain_ldm.cohorts.labels import NAMES
 
@@ -196,8 +200,14 @@ class CohortWriter:
             shutil.rmtree(self.work)
         self.finished = True
 
-    def _carry_over(self, table: pd.DataFrame) -> pd.DataFrame:
-        """Keep what others added to participants.tsv: columns, and values that are missing here."""
+    def _carry_over(
+        self, table: pd.DataFrame, described: dict[str, dict]
+    ) -> tuple[pd.DataFrame, list[str]]:
+        """Keep what others added to participants.tsv, and tell which covariates are theirs.
+
+        That is columns that are not ours, and covariates that have no value here and were measured
+        there. Other values that are missing here were taken out on purpose.
+        """
         old = pd.read_csv(
             self.root / "participants.tsv",
             sep="\t",
@@ -206,12 +216,18 @@ class CohortWriter:
             keep_default_na=False,
         ).set_index("participant_id")
         old = old.reindex(table["participant_id"]).set_axis(table.index)
+        carried = []
         for name in old.columns:
             if name not in table.columns:
                 table[name] = old[name]
-            elif name in COVARIATES:
-                table[name] = table[name].astype(object).where(table[name].notna(), old[name])
-        return table
+            elif (
+                name in COVARIATES
+                and table[name].isna().all()
+                and MEASURED in described.get(name, {}).get("Description", "")
+            ):
+                table[name] = old[name]
+                carried.append(name)
+        return table, carried
 
 
 def _describe(covariate) -> dict:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pandas as pd
 
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
-from brain_ldm.cohorts.covariates import COVARIATES
+from brain_ldm.cohorts.covariates import COVARIATES, MEASURED
 from brain_ldm.errors import InputError
 from brain_ldm.measuring.agreement import print_agreement
 from brain_ldm.measuring.config import MeasureConfig
@@ -174,7 +174,7 @@ def _fields(
     covariates, measured, notes = {}, {}, []
     old = before.columns.get("measured_ventricular_volume", {}).get("Description")
     if not known and before.numbers("measured_ventricular_volume").notna().any():
-        was = old.rpartition("measured by ")[2] if old else "an unknown instrument"
+        was = old.rpartition(MEASURED)[2] if old else "an unknown instrument"
         notes.append(f"what {was} had measured is replaced")
     for name in VOLUMES:
         column = measured[f"measured_{name}"] = [
@@ -204,7 +204,7 @@ def _text(outcome: Outcome, name: str) -> str:
 
 
 def _description(name: str, instrument: Instrument) -> str:
-    return f"{COVARIATES[name].description}, measured by {instrument.name}"
+    return f"{COVARIATES[name].description}{MEASURED}{instrument.name}"
 
 
 def _tell(problems: dict[str, str]) -> None:

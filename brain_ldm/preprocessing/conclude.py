@@ -55,13 +55,16 @@ def conclude(
             own = ("participant_id", "subject", "split", "source", SCORE)
             row = {**{name: row[name] for name in own}, **scan.row}
         score = None if row is None else row[SCORE]
+        subject = row["subject"] if scan is None else scan.subject
         if scan is not None and scan.problem is not None:
             reason = scan.problem
+        elif scan is None and _still_there(row["source"], source):
+            reason = "not among the scans that the options choose now"
+        elif pid in by_eye or subject in by_eye:
+            why = by_eye.get(pid) or by_eye.get(subject, "")
+            reason = f"rejected by eye: {why}".removesuffix(": ")
         elif row is None:
             reason = unusable[pid]
-        elif pid in by_eye or row["subject"] in by_eye:
-            why = by_eye.get(pid) or by_eye.get(row["subject"], "")
-            reason = f"rejected by eye: {why}".removesuffix(": ")
         elif score < least_correlation:
             reason = f"registration failed: correlation {score:.2f} with the template"
         else:
@@ -93,6 +96,12 @@ def where(scan: Scan, source: Path) -> str:
     """The scan's file, from the source folder on."""
     path = scan.path.relative_to(source) if scan.path.is_relative_to(source) else scan.path
     return f"{path}:{scan.member}" if scan.member else str(path)
+
+
+def _still_there(file: str, source: Path) -> bool:
+    """Whether the file of a row, as `where` gives it, lies in the source."""
+    path, zipped, _ = file.partition(".zip:")
+    return (source / f"{path}.zip" if zipped else source / file).exists()
 
 
 def _put_aside(root: Path, participant_id: str, rejected: bool) -> None:

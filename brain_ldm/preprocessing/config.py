@@ -46,8 +46,8 @@ class PreprocessConfig:
     """Raw T1w scans to a cohort in MNI space."""
 
     source: str = MISSING  # folder of raw scans
-    # Folder of the cohort; null: cohorts/ukb for UK Biobank, else cohorts/brains, with _2mm or _4mm
-    # for these resolutions: where the experiments look for it.
+    # Folder of the cohort; null: cohorts/ukb for UK Biobank at 1 mm, else cohorts/brains, with _2mm
+    # or _4mm for these resolutions: where the experiments look for it.
     out: str | None = None
     layout: Layout | None = None  # null: told from what lies in the source
     # CSV or TSV with a row a participant (or scan); null: BIDS' participants.tsv, and for other

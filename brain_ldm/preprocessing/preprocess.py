@@ -5,6 +5,7 @@ rejected. So a run that was killed goes on, scans that arrive later join a finis
 tables are made anew at the end of every run from what is there.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -18,11 +19,12 @@ from brain_ldm.preprocessing.conclude import SCORE, conclude, where
 from brain_ldm.preprocessing.config import Extraction, Layout, PreprocessConfig, Registration
 from brain_ldm.preprocessing.mni import brain_mask, write_transform
 from brain_ldm.preprocessing.prepare import prepare
-from brain_ldm.preprocessing.scan import Scan, Unusable
+from brain_ldm.preprocessing.scan import Failed, Scan, Unusable
 from brain_ldm.preprocessing.sources import find_scans
 from brain_ldm.shards import locked, parse_shard
 from brain_ldm.workers import cores, each
 
+VERSION = "_file"  # of a done row: which version of the scan's file it was made of
 DIED = "its process died twice: out of memory, or a library crashed on this scan"
 
 
@@ -47,7 +49,7 @@ def preprocess(config: PreprocessConfig) -> Path:
             "give another"
         )
     reject = Path(config.reject) if config.reject else out / "reject.txt"
-    qc.read_reject(reject)
+    by_eye = qc.read_reject(reject)
     writer = CohortWriter(
         out,
         "Preprocessed T1w scans",
@@ -67,8 +69,9 @@ def preprocess(config: PreprocessConfig) -> Path:
     for note in sources.notes:
         print(note)
     aside = writer.work / "rejected"
-    waiting = left(writer, aside, sources.scans)
-    mine = [s for s in waiting if crc32(s.participant_id.encode()) % shards == shard]
+    mine = [s for s in sources.scans if crc32(s.participant_id.encode()) % shards == shard]
+    rejected.forget(aside, mine)
+    mine = left(writer, aside, mine, by_eye)
     if mine:
         aside.mkdir(exist_ok=True)
         (out / "qc").mkdir(exist_ok=True)
@@ -80,7 +83,7 @@ def preprocess(config: PreprocessConfig) -> Path:
         except OSError as error:
             raise InputError(f"{out}: cannot be written ({error.strerror or error})") from None
     with locked(writer.work / "identity.json"):
-        waiting = left(writer, aside, sources.scans)
+        waiting = left(writer, aside, sources.scans, by_eye)
         if waiting:
             print(f"{out}: {len(waiting)} of {len(sources.scans)} scans are left to other shards")
         else:
@@ -96,10 +99,21 @@ def preprocess(config: PreprocessConfig) -> Path:
     return out
 
 
-def left(writer: CohortWriter, aside: Path, scans: list[Scan]) -> list[Scan]:
-    """The scans of which it is not known yet whether they can be used."""
-    known = writer.done().keys() | rejected.reasons(aside, scans).keys()
-    return [s for s in scans if s.problem is None and s.participant_id not in known]
+def left(
+    writer: CohortWriter, aside: Path, scans: list[Scan], by_eye: dict[str, str]
+) -> list[Scan]:
+    """The scans of which it is not known yet whether they can be used, and nobody rejected them.
+
+    One whose file has changed since it was done is among them.
+    """
+    done, unusable = writer.done(), rejected.reasons(aside, scans)
+
+    def known(scan: Scan) -> bool:
+        pid = scan.participant_id
+        same = done.get(pid, {}).get(VERSION) == rejected.version(scan)
+        return same or pid in unusable or pid in by_eye or scan.subject in by_eye
+
+    return [scan for scan in scans if scan.problem is None and not known(scan)]
 
 
 def check_options(config: PreprocessConfig) -> None:
@@ -129,8 +143,9 @@ def check_options(config: PreprocessConfig) -> None:
 
 def default_out(layout: Layout, resolution: int) -> str:
     """Where the experiments look for such a cohort."""
-    name = "ukb" if layout is Layout.ukb else "brains"
-    return f"cohorts/{name}" + (f"_{resolution}mm" if resolution > 1 else "")
+    if layout is Layout.ukb and resolution == 1:
+        return "cohorts/ukb"
+    return "cohorts/brains" + (f"_{resolution}mm" if resolution > 1 else "")
 
 
 def described(config: PreprocessConfig) -> dict:
@@ -138,7 +153,7 @@ def described(config: PreprocessConfig) -> dict:
     return {
         "Name": "brain_ldm preprocess",
         "Description": "T1w scans registered rigidly to the MNI152 template that nilearn carries",
-        "Source": Path(config.source).resolve().name,
+        "Source": str(Path(config.source).resolve()),
         "Resolution": config.resolution,
         "Registration": config.registration.value,
         "BiasCorrection": config.bias_correction,
@@ -160,13 +175,16 @@ class Job:
         try:
             prepared = prepare(scan, self.config)
         except Unusable as error:
-            rejected.record(self.aside, scan, str(error))
+            rejected.record(self.aside, scan, str(error), again=isinstance(error, Failed))
             return
         except (MemoryError, ValueError, RuntimeError, ArithmeticError) as error:
             # A scan that a library chokes on must not stop the others.
             line = " ".join(str(error).split())[:200]
-            rejected.record(self.aside, scan, f"{type(error).__name__}: {line}")
+            again = isinstance(error, MemoryError)
+            rejected.record(self.aside, scan, f"{type(error).__name__}: {line}", again)
             return
+        # Of an earlier version of its file, which was put aside.
+        shutil.rmtree(writer.root / "rejected" / pid, ignore_errors=True)
         picture = writer.root / "qc" / f"{pid}.jpg"
         qc.draw(prepared.image, writer.grid, brain_mask(writer.grid), picture)
         folder = writer.root / pid / "anat"
@@ -180,9 +198,10 @@ class Job:
             **scan.row,
             SCORE: round(prepared.correlation, 4),
             "source": source,
+            VERSION: rejected.version(scan),
         }
         writer.add(row, prepared.image, sidecar={"Sources": [source]})
 
     def give_up(self, scan: Scan) -> None:
         """Reject a scan that twice ended the process that worked on it."""
-        rejected.record(self.aside, scan, DIED)
+        rejected.record(self.aside, scan, DIED, again=True)

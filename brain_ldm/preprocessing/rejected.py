@@ -7,9 +7,17 @@ from brain_ldm.cohorts.files import write_json
 from brain_ldm.preprocessing.scan import Scan
 
 
-def record(folder: Path, scan: Scan, reason: str) -> None:
-    """Keep why a scan cannot be used, and of which version of its file that is said."""
-    data = {"participant_id": scan.participant_id, "reason": reason, "file": _version(scan)}
+def record(folder: Path, scan: Scan, reason: str, again: bool = False) -> None:
+    """Keep why a scan cannot be used, and of which version of its file that is said.
+
+    again: whether the next run is to try it once more.
+    """
+    data = {
+        "participant_id": scan.participant_id,
+        "reason": reason,
+        "file": version(scan),
+        "again": again,
+    }
     write_json(folder / f"{scan.participant_id}.json", data)
 
 
@@ -23,12 +31,21 @@ def reasons(folder: Path, scans: list[Scan]) -> dict[str, str]:
         path = folder / f"{scan.participant_id}.json"
         if path.exists():
             data = json.loads(path.read_text())
-            if data["file"] == _version(scan):
+            if data["file"] == version(scan):
                 found[scan.participant_id] = data["reason"]
     return found
 
 
-def _version(scan: Scan) -> list[int]:
+def forget(folder: Path, scans: list[Scan]) -> None:
+    """Forget those of these scans that are to be tried again."""
+    for scan in scans:
+        path = folder / f"{scan.participant_id}.json"
+        if path.exists() and json.loads(path.read_text()).get("again"):
+            path.unlink()
+
+
+def version(scan: Scan) -> list[int]:
+    """Size and time of a scan's file: another version of it is another scan."""
     try:
         stat = scan.path.stat()
     except OSError:

@@ -22,14 +22,16 @@ MOST_VOXELS = 2**29
 FEWEST_SLICES = 16  # along any axis
 LONGEST_EDGE = 6.0  # of a voxel, mm
 SHORTEST_VIEW = 100.0  # along any axis, mm: less does not hold a brain
-# What sform and qform may differ by, since each is rounded by whoever wrote it: directions (a
-# part of 1) and voxel edges (mm), and the first voxel's place (mm).
-TILT, SHIFT = 1e-2, 1.0
+ROUNDING = 1e-2  # mm: what voxel edges of sform and qform may differ by
 LEAST_DETERMINANT = 0.1  # of the axes' directions; 1 for orthogonal ones
 
 
 class Unusable(Exception):
     """A scan that cannot be used; the message says why, in a line fit for rejected.tsv."""
+
+
+class Failed(Unusable):
+    """What need not be the scan's fault: the next run tries it again."""
 
 
 @dataclass(frozen=True)
@@ -224,18 +226,17 @@ def _axes(affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _differences(sform: np.ndarray, qform: np.ndarray) -> list[str]:
-    """In what two affines differ beyond rounding, in words."""
-    (edges, axes), (other_edges, other_axes) = _axes(sform), _axes(qform)
+    """In what two affines differ that registration cannot make good, in words.
+
+    Programs that align a scan write the turned pose into one of the two, so axes and places may
+    differ. Left and right, and the size of voxels, may not.
+    """
+    edges, other_edges = _axes(sform)[0], _axes(qform)[0]
     found = []
-    if np.abs(edges - other_edges).max() > TILT:
+    if np.abs(edges - other_edges).max() > ROUNDING:
         found.append(f"voxels of {_times(edges)} and {_times(other_edges)} mm")
-    if np.abs(axes - other_axes).max() > TILT:
-        codes, other = ("".join(map(str, nib.aff2axcodes(a))) for a in (sform, qform))
-        angle = np.degrees(np.arccos(np.clip((axes * other_axes).sum(axis=0).min(), -1, 1)))
-        found.append(f"axes {codes} and {other}" if codes != other else f"axes by {angle:.1f}°")
-    apart = np.linalg.norm(sform[:3, 3] - qform[:3, 3])
-    if apart > SHIFT:
-        found.append(f"first voxels {apart:.0f} mm apart")
+    if np.linalg.det(sform[:3, :3]) * np.linalg.det(qform[:3, :3]) < 0:
+        found.append("one has left for right")
     return found
 
 

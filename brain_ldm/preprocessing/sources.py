@@ -5,7 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from brain_ldm.cohorts.covariates import COVARIATES
+from brain_ldm.cohorts.covariates import COVARIATES, PLAUSIBLE
 from brain_ldm.errors import InputError
 from brain_ldm.preprocessing.bids import find_bids, t1w_files
 from brain_ldm.preprocessing.config import Layout, PreprocessConfig, Scans
@@ -100,11 +100,18 @@ def _check_options(config: PreprocessConfig, layout: Layout) -> None:
 
 
 def _first(found: list[Found]) -> list[Found]:
-    """The first scan of each subject: first session, then first run, then by name."""
+    """The first scan of each subject: first session, then first run, then by name.
+
+    One that a table has a row for goes before those that none has one for.
+    """
 
     def order(scan: Found) -> tuple:
         entities = dict(scan.entities)
-        return *(natural(entities.get(e, "")) for e in ("ses", "run")), natural(scan.path.name)
+        return (
+            not any(lookup.rows for lookup in scan.lookups),
+            *(natural(entities.get(e, "")) for e in ("ses", "run")),
+            natural(scan.path.name),
+        )
 
     first: dict[str, Found] = {}
     for scan in found:
@@ -217,6 +224,11 @@ def _check_rows(
         absent = sum(name not in s.row for s in scans if s.problem is None)
         if absent:
             notes.append(f"{absent} scans have no {name}")
+    for name in ("ventricular_volume", "brain_volume"):
+        low, high = PLAUSIBLE[name]
+        odd = sum(not low <= s.row[name] <= high for s in scans if name in s.row)
+        if odd:
+            notes.append(f"{odd} scans have a {name} outside {low:,} to {high:,} mm³")
     return notes + _shared_ages(found)
 
 

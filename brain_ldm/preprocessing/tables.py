@@ -10,19 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from brain_ldm.cohorts.covariates import COVARIATES
+from brain_ldm.cohorts.covariates import COVARIATES, PLAUSIBLE
 from brain_ldm.cohorts.files import brief
 from brain_ldm.errors import InputError
 from brain_ldm.preprocessing.config import PreprocessConfig
 
 MISSING = {"", "n/a", "na", "nan", "#n/a", "null", "none", "unknown", ".", "-"}
 SEXES = {"f": "F", "female": "F", "m": "M", "male": "M"}
-# Values beyond these are in other units, or codes for a missing one.
-PLAUSIBLE = {
-    "age": (0, 120),
-    "ventricular_volume": (500, 1_000_000),
-    "brain_volume": (100_000, 3_000_000),
-}
 # Other spellings that are taken for ours where a table lacks ours.
 SPELLINGS = {
     "session": ("session_id",),
@@ -220,6 +214,11 @@ def named_columns(path: Path, header: list[str], given: dict[str, str]) -> dict[
             )
         if there:
             found[ours] = there[0]
+    for theirs in found.values():
+        if header.count(theirs) > 1:
+            raise InputError(
+                f"{path}: {header.count(theirs)} columns are called {theirs}; rename all but one"
+            )
     return found
 
 
@@ -322,11 +321,10 @@ def read_value(name: str, text: str, sexes: dict[str, str | None]) -> Any:
             unit = COVARIATES[name].unit
             raise ValueError(f"{text!r} is no number; give it in {_UNITS[unit]}, or n/a") from None
         return text
-    if name in PLAUSIBLE:
+    if name == "age":  # a volume may be that of a rare brain; nobody's age is
         low, high = PLAUSIBLE[name]
         if not low <= number <= high:
-            unit = _UNITS[COVARIATES[name].unit]
-            raise ValueError(f"{text} is not within {low} to {high} {unit}; mend it, or give n/a")
+            raise ValueError(f"{text} is not within {low} to {high} years; mend it, or give n/a")
     elif number != number or number in (float("inf"), -float("inf")):
         return None
     return int(number) if number.is_integer() and "." not in text else number

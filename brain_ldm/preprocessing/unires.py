@@ -17,7 +17,7 @@ import numpy as np
 from brain_ldm.cohorts.files import UNREADABLE, brief
 from brain_ldm.cohorts.registration import register_rigid
 from brain_ldm.errors import InputError
-from brain_ldm.preprocessing.scan import Unusable
+from brain_ldm.preprocessing.scan import Failed, Unusable
 
 COMMAND = "unires"
 PATIENCE = 7200.0  # s; on a CPU a scan takes long
@@ -115,12 +115,12 @@ def _run(command: list[str], folder: Path, patience: float) -> None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if isinstance(error, subprocess.TimeoutExpired):
-            raise Unusable(f"{COMMAND} was stopped after {patience:g} s") from None
+            raise Failed(f"{COMMAND} was stopped after {patience:g} s") from None
         raise
     if code:
         lines = log.read_text(errors="replace").strip().splitlines()
         said = f": {' '.join(lines[-1].split())[:200]}" if lines else ""
-        raise Unusable(f"{COMMAND} failed with exit status {code}{said}")
+        raise Failed(f"{COMMAND} failed with exit status {code}{said}")
 
 
 def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:

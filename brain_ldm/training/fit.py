@@ -274,6 +274,7 @@ def finish(
         }
     if isinstance(model, Segmenter):
         segmenter.calibrate(model, cohort)
+        best = {**best, "metrics": segmenter.volume_errors(model, cohort)}
     health = None
     if isinstance(model, Autoencoder):
         health = examined(model, data, loggers, config.trainer.max_steps)

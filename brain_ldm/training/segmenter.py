@@ -68,11 +68,31 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
             {
                 "image": packed_images(cohort, table, folder, team, config.data.storage),
                 **{name: table[name].to_numpy(np.float32) for name in VOLUMES},
-            }
+            },
+            only=np.flatnonzero(table[list(VOLUMES)].notna().all(axis=1)),
         )
 
     module = SegmenterTraining(Segmenter(saved), config.task, config.seed, config.trainer.max_steps)
     return module, CohortData(config, len(ids), rows)
+
+
+@torch.no_grad()
+def volume_errors(model: Segmenter, cohort: Cohort) -> dict[str, float]:
+    """Return the validation metrics of a model as it is used, that is, calibrated.
+
+    Empty where no validation row has all volumes.
+    """
+    rows = cohort.rows("val").dropna(subset=list(VOLUMES))
+    device = next(model.parameters()).device
+    found: dict[str, list[float]] = {f"{name}_error": [] for name in VOLUMES}
+    for _, row in rows.iterrows():
+        image = torch.from_numpy(cohort.read(row["participant_id"]))[None, None].to(device)
+        for name, volume in model.volumes(image).items():
+            found[f"{name}_error"].append(100 * abs(float(volume) / row[name] - 1))
+    if rows.empty:
+        return {}
+    errors = {name: float(np.mean(values)) for name, values in found.items()}
+    return {**errors, "volume_error": sum(errors.values()) / len(VOLUMES)}
 
 
 @torch.no_grad()

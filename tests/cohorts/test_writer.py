@@ -61,17 +61,35 @@ def test_what_others_added_to_the_table_stays(root):
     table.to_csv(root / "participants.tsv", sep="\t", index=False)
     described = json.loads((root / "participants.json").read_text())
     described["measured_brain_volume"] = {"Description": "Measured", "Units": "mm3"}
+    described["ventricular_volume"]["Description"] += ", measured by an instrument"
     (root / "participants.json").write_text(json.dumps(described))
 
     again = writer(root)
-    add(again, 3, ventricular_volume=15000.0)
+    add(again, 3)
     again.finish()
 
     table = read(root)
-    assert table["ventricular_volume"].tolist() == ["20000", "31000.5", "15000.0"]
+    assert table["ventricular_volume"].tolist() == ["20000", "31000.5", "n/a"]
     assert table["measured_brain_volume"].tolist() == ["1100000.25", "1200000", "n/a"]
     described = json.loads((root / "participants.json").read_text())
     assert described["measured_brain_volume"]["Units"] == "mm3"
+    assert described["ventricular_volume"]["Description"].endswith(", measured by an instrument")
+
+    # The source's own values are no mixture with what was measured.
+    again = writer(root)
+    add(again, 4, ventricular_volume=15000.0)
+    again.finish()
+    assert read(root)["ventricular_volume"].tolist() == ["n/a", "n/a", "n/a", "15000.0"]
+    described = json.loads((root / "participants.json").read_text())
+    assert "measured by" not in described["ventricular_volume"]["Description"]
+
+
+def test_a_value_that_was_taken_out_stays_out(root):
+    table = read(root)
+    table["age"] = ["61", "70"]
+    table.to_csv(root / "participants.tsv", sep="\t", index=False)
+    writer(root).finish()
+    assert read(root)["age"].isin(["61", "70"]).sum() == 0
 
 
 def test_scans_of_one_person_share_a_split(tmp_path):

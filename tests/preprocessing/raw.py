@@ -130,8 +130,8 @@ def _mirrored(header, voxels):
         header[row][0] *= -1
 
 
-def _moved(header, voxels):
-    header["qoffset_x"] += 40
+def _stretched(header, voxels):
+    header["srow_x"][0] *= 1.1
 
 
 def _zero_edge(header, voxels):
@@ -219,8 +219,8 @@ _DAMAGES = {
     "truncated voxels": (_truncated_voxels, r"truncated: 6\d % of the voxels"),
     "no orientation": (_header(_no_orientation), r"no orientation"),
     "singular": (_header(_singular), r"sform is singular"),
-    "mirrored sform": (_header(_mirrored), r"sform and qform disagree: axes \w+ and \w+"),
-    "moved qform": (_header(_moved), r"sform and qform disagree: first voxels 40 mm apart"),
+    "mirrored sform": (_header(_mirrored), r"sform and qform disagree: one has left for right"),
+    "stretched sform": (_header(_stretched), r"sform and qform disagree: voxels of"),
     "zero edge": (_header(_zero_edge), r"voxels of 4\S*×0\S*×4\S* mm"),
     "thick voxels": (_header(_thick), r"voxels of 12\S* mm"),
     "small view": (_header(_small), r"field of view 80\S* mm: too small"),

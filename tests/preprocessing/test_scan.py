@@ -5,6 +5,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from brain_ldm.preprocessing.scan import Scan, Unusable, read_scan
 from tests.preprocessing.raw import (
@@ -95,6 +96,19 @@ def test_rounded_headers_are_taken(tmp_path):
     image.header["pixdim"][0] = 0
     nib.save(image, tmp_path / "a.nii.gz")
     np.testing.assert_allclose(read_scan(scan(tmp_path / "a.nii.gz"))[1], rounded, atol=1e-5)
+
+
+def test_a_scan_that_was_aligned_keeps_both_of_its_places(tmp_path):
+    voxels, affine = plain_head()
+    image = nib.Nifti1Image(voxels, affine)
+    aligned = np.eye(4)
+    aligned[:3, :3] = Rotation.from_euler("xyz", [3, -5, 10], degrees=True).as_matrix()
+    aligned[:3, 3] = 20, -30, 5
+    image.set_sform(aligned @ affine, 2)
+    image.set_qform(affine, 1)
+    nib.save(image, tmp_path / "a.nii.gz")
+    found = read_scan(scan(tmp_path / "a.nii.gz"))[1]
+    np.testing.assert_allclose(found, aligned @ affine, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

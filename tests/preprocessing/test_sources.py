@@ -218,7 +218,7 @@ def test_columns_of_one_s_own_become_the_cohort_s(source):
 def test_volumes_in_ml_are_told(source):
     bids(source, "1")
     table(source / "participants.tsv", "participant_id  ventricular_volume", "1  25.5")
-    assert "25.5 is not within 500 to 1000000 mm³" in mistake(source)
+    assert "a ventricular_volume outside 500 to 500,000 mm³" in " ".join(find(source).notes)
 
 
 def test_rows_that_contradict_each_other_are_refused_and_others_not(source):

@@ -7,7 +7,7 @@ from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter, open_model, 
 from brain_ldm.networks.config import SegmenterConfig
 from brain_ldm.training.config import DataConfig, SegmenterTask, TrainConfig, TrainerConfig
 from brain_ldm.training.packed import Team
-from brain_ldm.training.segmenter import SegmenterTraining, build, calibrate
+from brain_ldm.training.segmenter import SegmenterTraining, build, calibrate, volume_errors
 from brain_ldm.training.synthesis import CLASSES
 
 SMALL = SegmenterConfig([4, 4, 8, 8, 8, 4])
@@ -82,6 +82,10 @@ def test_volumes_are_calibrated_on_images_of_training_rows(tiny_cohort, monkeypa
     assert set(seen) == {"train"}
     assert model.config.calibration["ventricular_volume"] == pytest.approx([3000, 0.8], rel=1e-6)
     assert "brain_volume" not in model.config.calibration
+    errors = volume_errors(model, tiny_cohort)
+    assert errors["ventricular_volume_error"] == pytest.approx(0, abs=1e-3)
+    assert errors["brain_volume_error"] > 1
+    assert errors["volume_error"] == pytest.approx(errors["brain_volume_error"] / 2, abs=1e-3)
     held_out = tiny_cohort.rows("test").iloc[0]
     image = torch.from_numpy(tiny_cohort.read(held_out["participant_id"]))[None, None]
     found = model.volumes(image)
