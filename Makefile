@@ -88,7 +88,7 @@ reports/demo/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(
 	    features=segmenter embedding=null pairs=300 out=$(@D))
 
 # The paper's Table 1 on phantoms: every row by models of two seeds, 256 brains each. The covariates
-# asked for are those of the first 256 participants; without guidance, which narrows a cohort.
+# asked for are of people that no generator saw; without guidance, which narrows a cohort.
 TABLE_SEEDS := 1 2
 table_row = $(1): [$(subst $(space),$(comma),$(TABLE_SEEDS:%=cohorts/table_$(2)_s%))]
 
@@ -117,11 +117,11 @@ cohorts/table_vae_gan_s$(1)/$(COHORT): models/table_vae_gan_s$(1)/$(MODEL)
 
 cohorts/table_ddim_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
 	$$(call stage,Brains of 50 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom/participants.tsv sampler.grid=trailing out=$$(@D))
+	    table=cohorts/phantom_measure/participants.tsv sampler.grid=trailing out=$$(@D))
 
 cohorts/table_ldm_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
 	$$(call stage,Brains of 1000 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom/participants.tsv sampler=ddpm out=$$(@D))
+	    table=cohorts/phantom_measure/participants.tsv sampler=ddpm out=$$(@D))
 endef
 $(foreach seed,$(TABLE_SEEDS),$(eval $(call table_stages,$(seed))))
 

@@ -47,10 +47,14 @@ class EvaluateConfig:
     # Resamples behind each 95 % interval of a distance between cohorts: one of them costs an
     # eigenvalue decomposition.
     resamples: int = 100
+    # Brains of each cohort that distances between cohorts are taken of, at most: the work grows
+    # with their square.
+    compared: int = 2000
     neighbours: int = 5  # k of precision, recall, density and coverage (Naeem et al. 2020)
     permutations: int = 1000  # random pairings behind each chance level
     shown: int = 4  # brains in each row of a montage
-    batch_size: int = 8  # volumes measured at once; 8 fit a laptop at 4 mm, take 1 at 1 mm
+    # Volumes measured at once; null: 8 at 4 mm, 2 at 2 mm, 1 at 1 mm.
+    batch_size: int | None = None
     cache: str = "caches/evaluation"  # folder of what was measured: of use to the next report too
     seed: int = 0  # of pairs, bootstrap and permutations
 
@@ -60,6 +64,8 @@ class EvaluateConfig:
         rows = given if isinstance(given, dict) else {None: given}
         listed = {}
         for title, folders in rows.items():
+            if str(title).lower() == "real":
+                raise InputError("synthetic: Real is the real cohort's row; give another name")
             folders = [folders] if isinstance(folders, str) else folders
             good = isinstance(folders, list) and all(isinstance(f, str) and f for f in folders)
             if not good or not folders:

@@ -110,7 +110,9 @@ def scatter(
                 points(synthetic, name, QUANTITIES[name]),
                 points(real, name, QUANTITIES[name]),
                 QUANTITIES[name].note(found[name]),
-                QUANTITIES[name].note(found[name]["ceiling"]),
+                QUANTITIES[name].note(found[name]["ceiling"])
+                if found[name]["ceiling"]
+                else "no true values",
             )
             for name in found
         ],

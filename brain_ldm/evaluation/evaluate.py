@@ -18,16 +18,23 @@ from brain_ldm.evaluation.gradient_similarity import WINDOW as GRADIENT_WINDOW
 from brain_ldm.evaluation.inputs import Inputs, check, open_inputs, swept
 from brain_ldm.evaluation.instruments import Instruments, open_instruments
 from brain_ldm.evaluation.measure import Bench, Measured
-from brain_ldm.evaluation.memorisation import audit
+from brain_ldm.evaluation.memorisation import SIGNIFICANCE, audit
 from brain_ldm.evaluation.quantities import QUANTITIES
 from brain_ldm.evaluation.realism import compare
 from brain_ldm.evaluation.report import check_out, plain, print_summary, publish, write_files
 from brain_ldm.evaluation.sex import GridSearchCV, learn_sex, sex_agreement
-from brain_ldm.evaluation.similarity import WINDOW, WINDOW_SIGMA, random_pairs, scale_weights
+from brain_ldm.evaluation.similarity import (
+    WINDOW,
+    WINDOW_SIGMA,
+    pair_mean,
+    random_pairs,
+    scale_weights,
+)
 from brain_ldm.evaluation.sweeps import leakage, response
 from brain_ldm.evaluation.table import comparison
 from brain_ldm.evaluation.utility import check_age_networks, utility
 
+BATCHES = {1: 1, 2: 2}  # volumes at once by resolution in mm; 8 of any other
 CONTACTS = 4  # closest pairs on the contact sheet
 PLANTED = 64  # copies of training brains, to see how many are recognised
 
@@ -42,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> None:
     out = Path(config.out or Path("reports") / Path(first).name)
     check_out(out)
     inputs = open_inputs(config)
-    check_age_networks(config.age_networks, inputs.real)
+    check_age_networks(config.age_networks, inputs.real, config.split)
     metrics = evaluate_cohorts(config, inputs, open_instruments(config), out)
     print_summary(metrics, out)
 
@@ -59,15 +66,22 @@ def evaluate_cohorts(
         InputError: the cohorts and networks do not fit together, or a volume cannot be read.
     """
     check(config, inputs, instruments)
-    bench = Bench(instruments, Path(config.cache), config.batch_size)
+    size = config.batch_size or BATCHES.get(round(inputs.real.grid.resolution), 8)
+    bench = Bench(instruments, Path(config.cache), size)
     everyone = bench.measure(inputs.real, inputs.real.rows(), "real", True)
-    made = {n: bench.measure(c, c.table, n, False) for n, c in inputs.synthetic.items()}
-    swung = {n: bench.measure(c, c.table, n, False) for n, c in inputs.sweeps.items()}
+    made = {
+        name: bench.measure(cohort, cohort.table, name, _decoded_otherwise(cohort, instruments))
+        for name, cohort in inputs.synthetic.items()
+    }
+    swung = {
+        name: bench.measure(cohort, cohort.table, name, _decoded_otherwise(cohort, instruments))
+        for name, cohort in inputs.sweeps.items()
+    }
 
     split = everyone.table["split"]
     real, train = everyone.rows(split == config.split), everyone.rows(split == "train")
     held_out = everyone.rows(split != "train")
-    reference, floor, n = _halves(everyone, made, config.seed)
+    reference, floor, n = _halves(everyone, made, config)
     planted = bench.copies(inputs.real, train.table.head(PLANTED)) if len(train) else None
     knows_sex = _sex_classifier(train)
 
@@ -103,7 +117,7 @@ def evaluate_cohorts(
         facts["reconstruction"] = {
             "psnr_db": _mean(quality["psnr"]),
             "ssim": _mean(quality["ssim"]) | {"window": WINDOW},
-            "similarity": _similarity(bench, real, config, "reconstructed"),
+            "similarity": _similarity(bench, real, config, "reconstructed", reconstructed=True),
         }
     for name, cohort in made.items():
         metrics["synthetic"][name] = _identity(cohort.cohort, len(cohort)) | {
@@ -133,19 +147,29 @@ def evaluate_cohorts(
     return metrics
 
 
-SETTINGS = ("split", "pairs", "bootstrap", "resamples", "neighbours", "permutations", "seed")
+SETTINGS = (
+    *("split", "pairs", "bootstrap", "resamples", "compared", "neighbours", "permutations"),
+    "seed",
+)
+
+
+def _decoded_otherwise(cohort: Cohort, instruments: Instruments) -> bool:
+    """Whether a cohort's brains come from another decoder than the autoencoder that measures."""
+    made_by = (cohort.description.get("GeneratedBy") or [{}])[0]
+    model = instruments.autoencoder
+    return model is None or made_by.get("AutoencoderHash") != model.hash
 
 
 def _halves(
-    everyone: Measured, made: dict[str, Measured], seed: int
+    everyone: Measured, made: dict[str, Measured], config: EvaluateConfig
 ) -> tuple[Measured, Measured, int]:
     """Real brains to compare with, and as many others, the floor; how many.
 
     Distances between cohorts depend on their size, so all are taken of one: that of the smallest
-    synthetic cohort, or half the real one.
+    synthetic cohort, or half the real one, and no more than `compared`.
     """
-    n = min(len(everyone) // 2, *(len(cohort) for cohort in made.values()))
-    order = np.random.default_rng(seed).permutation(len(everyone))
+    n = min(config.compared, len(everyone) // 2, *(len(cohort) for cohort in made.values()))
+    order = np.random.default_rng(config.seed).permutation(len(everyone))
     return everyone.rows(order[:n]), everyone.rows(order[n : 2 * n]), n
 
 
@@ -156,6 +180,27 @@ def _some(cohort: Measured, n: int, seed: int) -> Measured:
 def _notes(train: Measured, held_out: Measured, made: dict[str, Measured]) -> list[str]:
     """What a reader must know of the cohorts before believing the figures."""
     notes = []
+    whole = train.cohort.content_hash()
+    for name, cohort in made.items():
+        taught = (cohort.cohort.description.get("GeneratedBy") or [{}])[0].get("TrainedOn") or {}
+        if taught.get("cohort_hash") not in (None, whole):
+            notes.append(
+                f"the model of {name} learnt from another cohort than {train.cohort.root}: that "
+                "nothing of it was copied says nothing of the brains that the model has seen"
+            )
+        elif taught.get("training_rows") not in (None, len(train)):
+            notes.append(
+                f"the model of {name} learnt from {taught['training_rows']} of the {len(train)} "
+                "training brains: the audit counts those that it never saw, too"
+            )
+        if "source_id" in cohort.table:
+            asked = cohort.table["source_id"].isin(train.table["participant_id"]).sum()
+            if asked:
+                notes.append(
+                    f"{asked} of {len(cohort)} brains of {name} were asked for with the covariates "
+                    "of training brains, which they resemble for that alone: the audit's rate of "
+                    "false alarms does not hold, and FID is flattered"
+                )
     for what, cohort in {"the real cohort's other splits": held_out, **made}.items():
         same = int(cohort.table["voxels"].isin(train.table["voxels"]).sum())
         if same:
@@ -220,13 +265,17 @@ def _sex(
 
 
 def _similarity(
-    bench: Bench, measured: Measured, config: EvaluateConfig, title: str
+    bench: Bench,
+    measured: Measured,
+    config: EvaluateConfig,
+    title: str,
+    reconstructed: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """MS-SSIM and 4-G-R-SSIM over random pairs; the mean's interval is from resampled brains."""
     ids = measured.table["participant_id"].tolist()
     pairs = random_pairs(len(ids), config.pairs, config.seed)
     found = bench.similarity(
-        measured.cohort, [(ids[a], ids[b]) for a, b in pairs], title, title == "reconstructed"
+        measured.cohort, [(ids[a], ids[b]) for a, b in pairs], title, reconstructed
     )
     shape = measured.cohort.grid.shape
     facts = {
@@ -238,33 +287,7 @@ def _similarity(
         "gradient_ssim": {"window": GRADIENT_WINDOW, "scales": 1},
     }
     return {
-        name: _pair_mean(found.get(name), pairs, len(ids), config) | fact
-        for name, fact in facts.items()
-    }
-
-
-def _pair_mean(
-    values: np.ndarray | None, pairs: np.ndarray, n: int, config: EvaluateConfig
-) -> dict[str, Any]:
-    """Mean over pairs, its spread, and its 95 % interval.
-
-    Brains are resampled and not pairs, since two pairs with a brain in common are not independent:
-    a pair counts as often as its two brains were drawn, multiplied.
-    """
-    if values is None or not len(values):
-        return {"value": None, "sd": None, "low": None, "high": None, "n": 0}
-    random = np.random.default_rng(config.seed)
-    drawn = random.multinomial(n, np.full(n, 1 / n), size=config.bootstrap)
-    weights = (drawn[:, pairs[:, 0]] * drawn[:, pairs[:, 1]]).astype(float)
-    total = weights.sum(axis=1)
-    means = (weights[total > 0] @ values) / total[total > 0]
-    low, high = np.percentile(means, [2.5, 97.5]) if len(means) else (None, None)
-    return {
-        "value": float(values.mean()),
-        "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-        "n": len(values),
+        name: pair_mean(found.get(name), pairs, len(ids)) | fact for name, fact in facts.items()
     }
 
 
@@ -282,6 +305,7 @@ def _audit(
     planted: dict[str, np.ndarray] | None,
 ) -> dict[str, Any]:
     """By space: embedding, latent, pixels."""
+    spaces = [s for s in ("embedding", "latent", "pixels") if s in train.vectors]
     return {
         space: asdict(
             audit(
@@ -289,10 +313,11 @@ def _audit(
                 held_out.vectors[space],
                 cohort.vectors[space],
                 planted and planted[space],
+                # Of all spaces together the chance of a false alarm is to be that of one.
+                significance=SIGNIFICANCE / len(spaces),
             )
         )
-        for space in ("embedding", "latent", "pixels")
-        if space in train.vectors
+        for space in spaces
     }
 
 

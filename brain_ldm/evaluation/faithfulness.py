@@ -59,9 +59,13 @@ def bootstrap_interval(
     x, y: (n,) paired values; whole pairs are drawn with replacement. Resamples that are constant
     (all one row, likely only when n is tiny) have no r and are passed over.
     """
-    rows = np.random.default_rng(seed).integers(0, len(x), size=(resamples, len(x)))
+    random = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        rows = random.integers(0, len(x), size=len(x))
+        found.append(pearson(x[rows], y[rows]))
     tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(pearson(x[rows], y[rows]), [tail, 100 - tail])
+    low, high = np.nanpercentile(found, [tail, 100 - tail])
     return float(low), float(high)
 
 
@@ -99,8 +103,8 @@ def chance(
     if len(requested) < MIN_ROWS or _constant(requested) or _constant(measured):
         return None
     rng = np.random.default_rng(seed)
-    shuffled = rng.permuted(np.tile(requested, (permutations, 1)), axis=1)
-    size = np.abs(pearson(shuffled, measured))
+    shuffles = [pearson(rng.permutation(requested), measured) for _ in range(permutations)]
+    size = np.abs(shuffles)
     low, high = np.percentile(size, [2.5, 97.5])
     return Chance(permutations, float(size.mean()), float(low), float(high))
 

@@ -217,7 +217,7 @@ def sweep(path: Path, grid: VoxelGrid, brains: Sequence[Brain], lines: Sequence[
     """
     frame = window(grid, [brain.volume for brain in brains])
     x, y, z = frame.size
-    width, label, gap, plot = 13.0, 0.66, 0.04, 3.3
+    width, label, gap, plot = 13.0, 0.66, 0.04, 3.3 if lines else 0.0
     inch = min((width - gap * (len(brains) - 1)) / len(brains), 2.2) / x
     margin = (width - (len(brains) * (x * inch + gap) - gap)) / 2
     strip = (y + z) * inch + label
@@ -244,7 +244,7 @@ def sweep(path: Path, grid: VoxelGrid, brains: Sequence[Brain], lines: Sequence[
             va="center",
             linespacing=1.4,
         )
-    each = width / len(lines)
+    each = width / max(len(lines), 1)
     for i, line in enumerate(lines):
         box = (i * each + 0.85, 0.55, each - 1.1, plot - 1.0)
         ax = figure.add_axes(np.divide(box, (width, height, width, height)), facecolor=NIGHT)

@@ -10,6 +10,10 @@ from brain_ldm.evaluation.instruments import Instruments
 from brain_ldm.evaluation.similarity import scale_weights
 
 GENERATOR = "brain_ldm sample"
+COUNTS = (
+    *("pairs", "bootstrap", "resamples", "compared", "neighbours", "permutations"),
+    *("shown", "batch_size"),
+)
 
 
 @dataclass(frozen=True)
@@ -77,10 +81,10 @@ def check(config: EvaluateConfig, inputs: Inputs, instruments: Instruments) -> N
     Raises:
         InputError: with what can still be computed, where some of it fits.
     """
-    least = {"pairs": 1, "bootstrap": 1, "resamples": 1, "neighbours": 1, "permutations": 1}
-    for key, low in {**least, "shown": 1, "batch_size": 1}.items():
-        if getattr(config, key) < low:
-            raise InputError(f"{key} is {getattr(config, key)}; give at least {low}")
+    for key in COUNTS:
+        value = getattr(config, key)
+        if value is not None and value < 1:
+            raise InputError(f"{key} is {value}; give at least 1")
     real = inputs.real
     if config.split not in SPLITS:
         raise InputError(f"split is {config.split!r}; give {', '.join(SPLITS)}")

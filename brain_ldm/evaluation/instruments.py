@@ -1,5 +1,6 @@
 """The networks that measure brains, and what they say of a batch of images."""
 
+import hashlib
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +48,8 @@ class Instruments:
         return {name: model for name in names if (model := getattr(self, name)) is not None}
 
     def hashes(self) -> dict[str, str]:
-        """What measurements depend on: the weights of each network."""
-        found = {name: model.hash for name, model in self.named().items()}
+        """What measurements depend on: weights and config.yaml of each network."""
+        found = {name: identity(model) for name, model in self.named().items()}
         if self.extractor is not None:
             found["extractor"] = f"{self.extractor.name} {self.extractor.hash}"
         return found
@@ -96,6 +97,11 @@ class Instruments:
         edge = max(1, round(PIXEL / resolution))
         found["pixels"] = F.avg_pool3d(images, edge).flatten(1).half()
         return found
+
+
+def identity(model: Model) -> str:
+    """What a model computes follows from: its weights, and how it is built and calibrated."""
+    return f"{model.hash} {hashlib.sha256(repr(model.config).encode()).hexdigest()[:16]}"
 
 
 def open_instruments(config: EvaluateConfig) -> Instruments:

@@ -12,7 +12,7 @@ import torch
 
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.evaluation.gradient_similarity import gradient_ssim
-from brain_ldm.evaluation.instruments import Instruments
+from brain_ldm.evaluation.instruments import Instruments, identity
 from brain_ldm.evaluation.similarity import ms_ssim, psnr, ssim
 from brain_ldm.evaluation.store import stored
 
@@ -24,7 +24,7 @@ class Measured:
     Attributes:
         cohort: theirs.
         table: the rows, numbered from 0, with columns measured_* and `voxels`, a digest.
-        vectors: features, embedding, latent and pixels, float32 (n, numbers) each.
+        vectors: features, embedding, latent and pixels, (n, numbers) each, in 32 or 16 bits.
     """
 
     cohort: Cohort
@@ -81,7 +81,7 @@ class Bench:
         participants = rows["participant_id"].tolist()
         found = stored(self.cache, key, participants, compute, f"measuring {title}")
         columns = {n: v for n, v in found.items() if n.startswith("measured_") or n == "voxels"}
-        vectors = {name: v.astype(np.float32) for name, v in found.items() if name not in columns}
+        vectors = {name: v for name, v in found.items() if name not in columns}
         return Measured(cohort, rows.reset_index(drop=True).assign(**columns), vectors)
 
     def copies(self, cohort: Cohort, rows: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -103,7 +103,7 @@ class Bench:
 
         key = {"copies": networks.hashes(), "cohort": cohort.content_hash()}
         found = stored(self.cache, key, rows["participant_id"].tolist(), compute, "planting copies")
-        return {name: values.astype(np.float32) for name, values in found.items()}
+        return found
 
     def reconstruction(self, cohort: Cohort, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """PSNR in dB and SSIM of the autoencoder's reconstruction of each of `rows`, (n,) each."""
@@ -117,7 +117,7 @@ class Bench:
             return {k: torch.cat([p[k] for p in parts]).double().cpu().numpy() for k in parts[0]}
 
         model = self.instruments.autoencoder
-        key = {"reconstruct": model.hash, "cohort": cohort.content_hash()}
+        key = {"reconstruct": identity(model), "cohort": cohort.content_hash()}
         return stored(self.cache, key, rows["participant_id"].tolist(), compute, "reconstructing")
 
     @torch.inference_mode()
@@ -150,7 +150,7 @@ class Bench:
 
         key = {"similarity": sorted(measures), "cohort": cohort.content_hash()}
         if reconstructed:
-            key["autoencoder"] = self.instruments.autoencoder.hash
+            key["autoencoder"] = identity(self.instruments.autoencoder)
         return stored(self.cache, key, pairs, compute, f"comparing pairs, {title}")
 
     def batches(self, items: Sequence) -> list[Sequence]:

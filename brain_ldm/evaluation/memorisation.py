@@ -131,6 +131,7 @@ def audit(
     level: float = 0.95,
     shown: int = 8,
     block: int = 256,
+    significance: float = SIGNIFICANCE,
 ) -> Audit:
     """Judge whether synthetic brains are copies of training brains.
 
@@ -142,6 +143,7 @@ def audit(
         level: share of held-out brains that a threshold leaves unflagged.
         shown: closest pairs to return.
         block: rows that are compared at once.
+        significance: of the verdict, the chance of a false alarm at most.
 
     Raises:
         InputError: rows differ in size, or one is constant or not finite and has no similarity.
@@ -155,7 +157,7 @@ def audit(
         sets["planted"] = planted
     found = Audit(*counts, measure, level)
     beyond = rows_beyond(counts[1], level)
-    note = _too_few(counts, beyond, level)
+    note = _too_few(counts, beyond, level, significance)
     if note is not None:
         return replace(found, note=note)
     sizes = {name: np.asarray(rows[0]).size for name, rows in sets.items()}
@@ -183,13 +185,13 @@ def audit(
         recognised = _share(int(told.sum()), len(told))
         rate = recognised.share
     first = np.argsort(-to_train, kind="stable")[:shown]
-    copies = max(similarity.p, ratio.p) <= SIGNIFICANCE
-    detectable = detectable_share(counts[2], counts[1], beyond, rate)
+    copies = max(similarity.p, ratio.p) <= significance
+    detectable = detectable_share(counts[2], counts[1], beyond, rate, significance)
     return replace(
         found,
         copies=copies,
-        verdict=_verdict(copies, similarity, ratio, detectable),
-        false_positive_rate=SIGNIFICANCE,
+        verdict=_verdict(copies, similarity, ratio, detectable, significance),
+        false_positive_rate=significance,
         recognised=recognised,
         detectable_share=detectable,
         similarity=similarity,
@@ -249,7 +251,11 @@ def exceedance_p(flagged: int, n_synthetic: int, n_held_out: int, beyond: int) -
 
 
 def detectable_share(
-    n_synthetic: int, n_held_out: int, beyond: int, recognised: float = 1.0
+    n_synthetic: int,
+    n_held_out: int,
+    beyond: int,
+    recognised: float = 1.0,
+    significance: float = SIGNIFICANCE,
 ) -> float | None:
     """Return the smallest share of copies that both tests find together with 80 % power.
 
@@ -260,8 +266,9 @@ def detectable_share(
     # Shares beyond the threshold that chance gives, equally likely each.
     chance = stats.beta.ppf((np.arange(500) + 0.5) / 500, beyond, n_held_out + 1 - beyond)
     counts = np.arange(n_synthetic + 1)
-    null = stats.betabinom(n_synthetic, beyond, n_held_out + 1 - beyond).sf(counts - 1)
-    enough = int(np.argmax(null <= SIGNIFICANCE))  # there is one, or `_too_few` has said so
+    chances = stats.betabinom(n_synthetic, beyond, n_held_out + 1 - beyond).pmf(counts)
+    null = np.cumsum(chances[::-1])[::-1]  # of so many or more
+    enough = int(np.argmax(null <= significance))  # there is one, or `_too_few` has said so
 
     def lacking(share: float) -> float:
         flagged = share + (1 - share) * chance
@@ -281,7 +288,7 @@ def rows_beyond(n_held_out: int, level: float) -> int:
     return math.floor(round((1 - level) * (n_held_out + 1), 9))
 
 
-def _too_few(counts: list[int], beyond: int, level: float) -> str | None:
+def _too_few(counts: list[int], beyond: int, level: float, significance: float) -> str | None:
     """Say why so few brains allow no verdict; None if they do."""
     n_train, n_held_out, n_synthetic = counts
     if not n_train or not n_synthetic:
@@ -289,7 +296,7 @@ def _too_few(counts: list[int], beyond: int, level: float) -> str | None:
     if beyond == 0:
         least = math.ceil(round(1 / (1 - level), 9)) - 1
         return f"only {n_held_out} held-out brains; at least {least} give a threshold"
-    if exceedance_p(n_synthetic, n_synthetic, n_held_out, beyond) > SIGNIFICANCE:
+    if exceedance_p(n_synthetic, n_synthetic, n_held_out, beyond) > significance:
         return f"only {n_synthetic} synthetic brains; were all copies, it could be chance"
     return None
 
@@ -383,7 +390,11 @@ def _dar(
 
 
 def _verdict(
-    copies: bool, similarity: Comparison, ratio: Comparison, detectable: float | None
+    copies: bool,
+    similarity: Comparison,
+    ratio: Comparison,
+    detectable: float | None,
+    significance: float,
 ) -> str:
     """Put the verdict in words."""
     share, expected = similarity.synthetic.share, similarity.held_out.share
@@ -398,7 +409,7 @@ def _verdict(
             "no sign of copying, but copies would not be seen: too few planted ones are recognised"
         )
     missed = f"could miss a copied share below {detectable:.0%}"
-    if similarity.p <= SIGNIFICANCE:
+    if similarity.p <= significance:
         return (
             f"no sign of copying at this n ({missed}); synthetic brains are closer to training "
             "brains than held-out ones are, but to unseen brains as well"

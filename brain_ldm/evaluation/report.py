@@ -30,7 +30,7 @@ def check_out(out: Path) -> None:
         InputError: `out` is a file, or a folder with files and without a report's.
     """
     if out.is_dir():
-        mine = any((out / name).exists() for name in (*FILES, FIGURES))
+        mine = all((out / name).is_file() for name in ("metrics.json", "measurements.tsv"))
         if mine or not any(out.iterdir()):
             return
     elif not out.exists():

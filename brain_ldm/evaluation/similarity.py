@@ -8,6 +8,7 @@ empty background included, which raises each of them.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,6 +78,36 @@ def random_pairs(n: int, count: int, seed: int) -> np.ndarray:
 
     No pair is drawn twice.
     """
-    first, second = np.triu_indices(n, k=1)
-    chosen = np.random.default_rng(seed).permutation(len(first))[:count]
-    return np.stack([first[chosen], second[chosen]], axis=1)
+    total = n * (n - 1) // 2
+    # Pairs in the order (0, 1), (0, 2), (1, 2), (0, 3), …: the second of a pair from its number.
+    number = np.random.default_rng(seed).choice(total, min(count, total), replace=False)
+    second = ((1 + np.sqrt(1 + 8 * number)) // 2).astype(int)
+    return np.stack([number - second * (second - 1) // 2, second], axis=1)
+
+
+def pair_mean(values: np.ndarray | None, pairs: np.ndarray, n: int) -> dict[str, Any]:
+    """Return the mean over pairs of brains as `value`, its 95 % interval, `sd` and `n` of pairs.
+
+    Pairs with a brain in common are not independent, which the variance of the mean counts
+    (dyadic-robust: Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015).
+
+    Args:
+        values: (pairs,), or None.
+        pairs: (pairs, 2), rows of n brains.
+        n: brains.
+    """
+    if values is None or not len(values):
+        return {"value": None, "sd": None, "low": None, "high": None, "n": 0}
+    mean = float(values.mean())
+    rest = values - mean
+    of_brain = np.bincount(pairs.ravel(), np.repeat(rest, 2), minlength=n)
+    variance = max((of_brain**2).sum() - (rest**2).sum(), 0) / len(values) ** 2
+    half = 1.96 * float(np.sqrt(variance))
+    several = len(values) > 1
+    return {
+        "value": mean,
+        "sd": float(values.std(ddof=1)) if several else None,
+        "low": mean - half if several else None,
+        "high": mean + half if several else None,
+        "n": len(values),
+    }

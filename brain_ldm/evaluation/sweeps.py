@@ -18,7 +18,9 @@ class Response:
         seeds: how many noises; each gives a line of its own, and values here are means over lines.
         slope: of the least-squares line of measured on requested, of those within the training
             range; None with fewer than two values there.
-        slope_outside: of those beyond it, with the outermost within; None where there are none.
+        slope_sd: its standard deviation over seeds; None for one.
+        slope_below, slope_above: of those below and above that range, with the outermost within;
+            None where there are none.
         monotonicity: Kendall's tau-b between requested and measured, 1 where it rises throughout.
         outside: values that lie beyond the training range.
     """
@@ -26,7 +28,9 @@ class Response:
     n: int
     seeds: int
     slope: float | None
-    slope_outside: float | None
+    slope_sd: float | None
+    slope_below: float | None
+    slope_above: float | None
     monotonicity: float | None
     outside: int
 
@@ -53,22 +57,27 @@ def response(table: pd.DataFrame, covariate: str, low: float, high: float) -> Re
             several noises, seed.
         low, high: of the training range.
     """
-    slopes, outer, taus = [], [], []
+    slopes, below, above, taus = [], [], [], []
     for line in _lines(table, covariate):
         x, y = line[covariate].to_numpy(float), line[f"measured_{covariate}"].to_numpy(float)
         inside = (x >= low) & (x <= high)
         slopes.append(_slope(x[inside], y[inside]))
-        for beyond, nearest in ((x < low, x[inside][:1]), (x > high, x[inside][-1:])):
+        for found, beyond, nearest in (
+            (below, x < low, x[inside][:1]),
+            (above, x > high, x[inside][-1:]),
+        ):
             if beyond.any():
                 chosen = beyond | np.isin(x, nearest)
-                outer.append(_slope(x[chosen], y[chosen]))
+                found.append(_slope(x[chosen], y[chosen]))
         taus.append(stats.kendalltau(x, y).statistic if len(x) > 1 else np.nan)
     values = table[covariate].to_numpy(float)
     return Response(
         n=len(table),
         seeds=len(slopes),
         slope=_mean(slopes),
-        slope_outside=_mean(outer),
+        slope_sd=float(np.std(slopes, ddof=1)) if len(slopes) > 1 else None,
+        slope_below=_mean(below),
+        slope_above=_mean(above),
         monotonicity=_mean(taus),
         outside=int(((values < low) | (values > high)).sum()),
     )

@@ -11,16 +11,18 @@ from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.faithfulness import agreement
+from brain_ldm.evaluation.inputs import GENERATOR
+from brain_ldm.evaluation.instruments import identity
 from brain_ldm.evaluation.measure import Bench, Measured
 from brain_ldm.evaluation.store import stored
 from brain_ldm.models import BrainAge, open_model
 
 
-def check_age_networks(folders: Sequence[str], real: Cohort) -> None:
+def check_age_networks(folders: Sequence[str], real: Cohort, split: str) -> None:
     """Refuse age networks that cannot be tested on the real cohort.
 
     Raises:
-        InputError: one is missing, or works on another grid.
+        InputError: one is missing, or works on another grid, or there are no ages.
     """
     for folder in folders:
         model = open_model(folder, BrainAge)
@@ -29,6 +31,10 @@ def check_age_networks(folders: Sequence[str], real: Cohort) -> None:
                 f"{folder}: works on {model.grid}, but {real.root} has {real.grid}; "
                 "give age networks of its grid"
             )
+    if folders and real.rows(split)["age"].isna().all():
+        raise InputError(
+            f"{real.root}/participants.tsv: no {split} row has an age to test age_networks on"
+        )
 
 
 def utility(config: EvaluateConfig, bench: Bench, real: Measured) -> list[dict[str, Any]]:
@@ -42,9 +48,7 @@ def utility(config: EvaluateConfig, bench: Bench, real: Measured) -> list[dict[s
     found = []
     for folder in config.age_networks:
         model = open_model(folder, BrainAge).to(bench.instruments.device)
-        taught = model.config.trained_on
-        synthetic = sum(extra["rows"] for extra in taught.get("extra", {}).values())
-        of_real = taught.get("training_rows", 0) - synthetic
+        of_real, synthetic = teachers(model)
         source = "both" if synthetic and of_real else "synthetic" if synthetic else "real"
         predicted = _predicted(model, bench, real)
         age = real.table["age"].to_numpy(float)
@@ -73,6 +77,20 @@ def utility(config: EvaluateConfig, bench: Bench, real: Measured) -> list[dict[s
     return found
 
 
+def teachers(model: BrainAge) -> tuple[int, int]:
+    """How many real and synthetic brains a network learnt from, as its folder says."""
+    taught = model.config.trained_on
+    extra = taught.get("extra", {}).values()
+    own = taught.get("training_rows", 0) - sum(cohort["rows"] for cohort in extra)
+    counts = {True: 0, False: 0}  # by whether `sample` drew them
+    for made_by, rows in [
+        (taught.get("made_by"), own),
+        *((cohort.get("made_by"), cohort["rows"]) for cohort in extra),
+    ]:
+        counts[made_by == GENERATOR] += rows
+    return counts[False], counts[True]
+
+
 def _predicted(model: BrainAge, bench: Bench, real: Measured) -> np.ndarray:
     """Age in years of each of the real rows, (n,)."""
 
@@ -81,6 +99,6 @@ def _predicted(model: BrainAge, bench: Bench, real: Measured) -> np.ndarray:
         parts = [model.predict(bench.images(real.cohort, ids)) for ids in bench.batches(batch)]
         return {"age": torch.cat(parts).double().cpu().numpy()}
 
-    key = {"age": model.hash, "cohort": real.cohort.content_hash()}
+    key = {"age": identity(model), "cohort": real.cohort.content_hash()}
     ids = real.table["participant_id"].tolist()
     return stored(Path(bench.cache), key, ids, compute, "predicting age")["age"]

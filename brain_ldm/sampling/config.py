@@ -23,6 +23,7 @@ class SampleConfig:
     split: str | None = None  # of the table's rows only these: train, val or test
     n: int | None = None  # brains whose covariates are drawn from `ranges`; of a table, the first n
     sweep: str | None = None  # a covariate that goes through its range in n steps, all else fixed
+    noises: int = 1  # how often a sweep is done, each time of another starting noise
     # By covariate: a value, or [low, high] in its unit. What is not given: the training range,
     # or its middle (and F) where a sweep fixes it.
     # For example ranges={age: [60, 70], sex: F}.

@@ -116,6 +116,9 @@ def _generated_by(config: SampleConfig, model: Diffusion | Generator) -> dict:
         "Name": "brain_ldm sample",
         "Version": brain_ldm.__version__,
         "ModelHash": model.hash,
+        "TrainedOn": {
+            name: model.config.trained_on.get(name) for name in ("cohort_hash", "training_rows")
+        },
         "Seed": config.seed,
     }
     if isinstance(model, Generator):
@@ -129,6 +132,7 @@ def _generated_by(config: SampleConfig, model: Diffusion | Generator) -> dict:
         "Split": config.split,
         "N": config.n,
         "Sweep": config.sweep,
+        "Noises": config.noises if config.sweep else None,
         "Ranges": config.ranges,
         "Covariates": config.covariates,
     }

@@ -28,6 +28,8 @@ def requested_rows(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFr
         rows = _from_table(config, encoder)
     elif config.n is None or config.n < 1:
         raise InputError("say which brains: table=… or n=… (at least 1)")
+    elif config.noises < 1 or (config.noises > 1 and config.sweep is None):
+        raise InputError(f"noises is {config.noises}; it is for sweeps, and at least 1")
     elif config.sweep is not None:
         rows = _sweep(config, encoder)
     else:
@@ -62,7 +64,7 @@ def unconditional_rows(config: SampleConfig) -> pd.DataFrame:
 def _numbered(rows: pd.DataFrame, config: SampleConfig) -> pd.DataFrame:
     """Return rows with their participant_id and seed."""
     seeds = np.random.SeedSequence(config.seed).generate_state(len(rows), np.uint64) >> 1
-    rows["seed"] = seeds[0] if config.sweep is not None else seeds
+    rows["seed"] = seeds if config.sweep is None else np.repeat(seeds[: config.noises], config.n)
     rows.insert(0, "participant_id", [f"sub-{config.seed:03d}{i:06d}" for i in range(len(rows))])
     return rows
 
@@ -153,4 +155,4 @@ def _sweep(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
             columns[name] = np.linspace(low, high, config.n)
         else:
             columns[name] = np.full(config.n, (low + high) / 2)
-    return pd.DataFrame(columns)
+    return pd.concat([pd.DataFrame(columns)] * config.noises, ignore_index=True)

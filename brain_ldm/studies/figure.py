@@ -11,13 +11,14 @@ COLOURS = ("#1f6feb", "#f0a04b", "#2f9e68", "#b0479b", "#7d8790", "#8a6d3b")
 COLUMNS = 3
 
 
-def draw(path: Path, points: list[dict[str, Any]]) -> Figure:
+def draw(path: Path, points: list[dict[str, Any]], caption: str) -> Figure:
     """Draw and save each measure against the study's `x`, with 95 % intervals where there are any.
 
     Args:
         path: of the picture.
         points: each with `study` (its title, x and series), `point` (its values) and `measures`
             (value, low and high by title).
+        caption: what distances were taken of.
     """
     study = points[0]["study"]
     titles = list(points[0]["measures"])
@@ -31,7 +32,8 @@ def draw(path: Path, points: list[dict[str, Any]]) -> Figure:
     if study["series"] is not None:
         grid.flat[0].legend(frameon=False, fontsize=8, title=study["series"])
     figure.suptitle(study["title"], x=0.01, ha="left", weight="bold", size=11)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.text(0.01, 0.012, caption, size=7, color="#5d666f")
     figure.savefig(path)
     return figure
 

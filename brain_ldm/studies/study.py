@@ -41,7 +41,15 @@ def run_point(config: StudyConfig) -> float | None:
     metrics = json.loads(path.read_text())
     found = {title: read_off(metrics, place) for title, place in config.measures.items()}
     study = {name: getattr(config, name) for name in ("title", "x", "series")}
-    point = {"study": study, "point": config.point, "measures": found}
+    features = metrics.get("features") or {}
+    floor = metrics["real"].get("floor") or {}
+    of = {
+        "features": features.get("name"),
+        "sha256": features.get("sha256"),
+        "n": floor.get("n"),
+        "n_real": floor.get("n_real"),
+    }
+    point = {"study": study, "point": config.point, "measures": found, "distances": of}
     write_text(out / POINT, json.dumps(point, indent=2) + "\n")
     return next(iter(found.values()))["value"]
 
@@ -136,9 +144,23 @@ def conclude(out: Path) -> None:
     if not points:
         return
     table = pd.DataFrame([row(point) for point in points])
+    table["distances"] = [distances(point) for point in points]
     write_text(out / "table.tsv", table.to_csv(sep="\t", index=False, na_rep="n/a"))
-    draw(out / "figure.png", points)
-    print(f"{points[0]['study']['title']}\n{table.to_string(index=False)}\n{out / 'figure.png'}")
+    draw(out / "figure.png", points, distances(points[0]))
+    print(
+        f"{points[0]['study']['title']}\n{table.drop(columns='distances').to_string(index=False)}"
+    )
+    print(f"{distances(points[0])}\n{out / 'figure.png'}")
+
+
+def distances(point: dict[str, Any]) -> str:
+    """What FID and its like were taken of, in a line; without it they say nothing."""
+    of = point["distances"]
+    if of["features"] is None:
+        return "no features"
+    return (
+        f"features: {of['features']} {of['sha256'][:12]}, {of['n']} against {of['n_real']} brains"
+    )
 
 
 def row(point: dict[str, Any]) -> dict[str, str]:

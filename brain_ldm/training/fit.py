@@ -264,10 +264,12 @@ def finish(
         "seed": config.seed,
         "code": code_version(),
     }
+    model.config.trained_on["made_by"] = made_by(whole[0])
     if len(whole) > 1:
         model.config.trained_on["extra"] = {
             str(other.root): {
                 "cohort_hash": other.content_hash(),
+                "made_by": made_by(other),
                 "rows": sum(home == other.root for home in cohort.guests.values()),
             }
             for other in whole[1:]
@@ -288,6 +290,11 @@ def finish(
         + (f"best at step {best['step']}: {found}" if found else "no validation rows")
     )
     return value
+
+
+def made_by(cohort: Cohort) -> str | None:
+    """Return the name of the program that made a cohort."""
+    return (cohort.description.get("GeneratedBy") or [{}])[0].get("Name")
 
 
 def examined(model: Autoencoder, data: CohortData, loggers: list, step: int) -> str:

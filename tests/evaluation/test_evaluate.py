@@ -354,7 +354,9 @@ def test_what_does_not_fit_together_is_refused_in_one_line(tmp_path, instruments
     assert "a sweep needs age in every row" in refused(sweeps={"s": gap})
 
 
-@pytest.mark.parametrize("synthetic", [3, None, {}, {"a": 3}, {"a": []}, ["a", 3], "", []])
+@pytest.mark.parametrize(
+    "synthetic", [3, None, {}, {"a": 3}, {"Real": "a"}, {"a": []}, ["a", 3], "", []]
+)
 def test_synthetic_of_a_wrong_type_is_refused(synthetic):
     with pytest.raises(InputError, match="synthetic"):
         EvaluateConfig(synthetic=synthetic)
@@ -439,6 +441,71 @@ def test_what_is_not_wanted_is_left_out(tmp_path, instruments):
     assert metrics["real"]["reconstruction"] is None
     assert "there is no FID" in (tmp_path / "out" / "index.html").read_text()
     print_summary(metrics, tmp_path / "out")
+
+
+def test_what_has_no_ceiling_and_what_nothing_measures(tmp_path, instruments):
+    real = write(tmp_path / "real", table(8, age=np.nan, brain_volume=np.nan), table(8))
+    made = write(tmp_path / "made", table(8))
+    sweep = write(tmp_path / "sweep", table(3).assign(age=[50.0, 60, 70]), sweep="age")
+    alone = replace(instruments, segmenter=None)
+    metrics = run(TIMES, real, {"made": made}, {"sweep": sweep}, alone, tmp_path / "out")
+    assert metrics["synthetic"]["made"]["agreement"]["age"]["ceiling"] is None
+    nothing = Instruments()
+    metrics = run(TIMES, real, {"made": made}, {"sweep": sweep}, nothing, tmp_path / "out")
+    assert metrics["sweeps"]["sweep"]["response"] is None
+    assert metrics["synthetic"]["made"]["agreement"] == {}
+    assert list(metrics["synthetic"]["made"]["audit"]) == ["pixels"]
+    print_summary(metrics, tmp_path / "out")
+
+
+def test_a_name_changes_no_measure(tmp_path, instruments):
+    real, made = (write(tmp_path / name, table(8)) for name in ("real", "reconstructed"))
+    metrics = run(TIMES, real, {"reconstructed": made}, {}, instruments, tmp_path / "out")
+    alike = metrics["synthetic"]["reconstructed"]["similarity"]
+    assert alike == metrics["real"]["similarity"]
+    assert alike != metrics["real"]["reconstruction"]["similarity"]
+
+
+def test_a_thesis_beside_its_figures_is_no_report(tmp_path):
+    (tmp_path / "thesis" / "figures").mkdir(parents=True)
+    (tmp_path / "thesis" / "figures" / "mine.pdf").write_text("precious")
+    with pytest.raises(InputError, match="choose another out"):
+        evaluate(EvaluateConfig(synthetic="a", out=str(tmp_path / "thesis")))
+
+
+def test_what_a_model_learnt_from_is_told_beside_its_audit(tmp_path, instruments):
+    real = write(tmp_path / "real", table(8, split=["train", "test"] * 4))
+    rows = table(4, source_id=["sub-000", "sub-001", "sub-003", "sub-005"])
+    made = write(tmp_path / "made", rows)
+
+    def notes(**taught):
+        made_by = {**made.description["GeneratedBy"][0], "TrainedOn": taught}
+        cohort = replace(made, description={"GeneratedBy": [made_by]})
+        out = tmp_path / "out"
+        return run(TIMES, real, {"made": cohort}, {}, instruments, out)["notes"]
+
+    known = {"cohort_hash": real.content_hash(), "training_rows": 4}
+    assert len(notes(**known)) == 1
+    assert "1 of 4 brains of made were asked for" in notes(**known)[0]
+    assert "2 of the 4 training brains" in notes(**{**known, "training_rows": 2})[0]
+    assert "learnt from another cohort" in notes(cohort_hash="0" * 64)[0]
+
+
+def test_another_calibration_is_measured_anew(tmp_path, instruments, monkeypatch):
+    real, made = (write(tmp_path / name, table(6)) for name in ("real", "made"))
+    first = run(TIMES, real, {"made": made}, {}, instruments, tmp_path / "out")
+    monkeypatch.setattr(
+        instruments.segmenter, "config", SimpleNamespace(trained_on={}, calibration=[0, 2]), False
+    )
+    monkeypatch.setattr(
+        StubSegmenter,
+        "volumes",
+        lambda self, images: dict.fromkeys(FULL, images[:, 0, 1, 0, 0] * 1e5),
+    )
+    second = run(TIMES, real, {"made": made}, {}, instruments, tmp_path / "out")
+    for name in ("ventricular_volume", "brain_volume"):
+        one, other = (m["real"]["agreement"][name]["mae"] for m in (first, second))
+        assert one != other
 
 
 def test_a_synthetic_cohort_is_not_taken_for_the_real_one(tmp_path, instruments):

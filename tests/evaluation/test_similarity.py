@@ -6,7 +6,14 @@ import torch
 from monai.metrics import MultiScaleSSIMMetric, SSIMMetric
 
 from brain_ldm.errors import InputError
-from brain_ldm.evaluation.similarity import ms_ssim, psnr, random_pairs, scale_weights, ssim
+from brain_ldm.evaluation.similarity import (
+    ms_ssim,
+    pair_mean,
+    psnr,
+    random_pairs,
+    scale_weights,
+    ssim,
+)
 
 
 @pytest.fixture
@@ -72,3 +79,41 @@ def test_pairs_are_different_brains_and_none_comes_twice():
 def test_few_brains_give_every_pair_they_have():
     assert len(random_pairs(4, 50, seed=0)) == 6
     assert len(random_pairs(1, 50, seed=0)) == 0
+
+
+@pytest.mark.parametrize(("n", "count"), [(2, 5), (7, 21), (40, 100), (100_000, 1000)])
+def test_pairs_of_few_and_of_many_brains(n, count):
+    pairs = random_pairs(n, count, seed=3)
+    assert len(pairs) == min(count, n * (n - 1) // 2)
+    assert (pairs[:, 0] < pairs[:, 1]).all() and pairs.min() >= 0 and pairs.max() < n
+    assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs)
+
+
+def test_all_pairs_are_equally_likely():
+    counts = np.zeros((6, 6))
+    for seed in range(3000):
+        for a, b in random_pairs(6, 3, seed):
+            counts[a, b] += 1
+    chosen = counts[np.triu_indices(6, 1)]
+    assert chosen.sum() == 9000
+    assert np.abs(chosen - 600).max() < 5 * np.sqrt(600)
+
+
+@pytest.mark.parametrize(("own", "shared"), [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)])
+def test_the_interval_of_a_mean_over_pairs_holds_it_19_times_of_20(own, shared):
+    """Values of pairs are sums of what each brain brings and of what the pair has of its own."""
+    held = 0
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        pairs = random_pairs(60, 400, seed)
+        brains = shared * random.normal(size=60)
+        values = 3 + brains[pairs].sum(axis=1) + own * random.normal(size=len(pairs))
+        found = pair_mean(values, pairs, 60)
+        held += found["low"] <= 3 <= found["high"]
+    assert 0.91 <= held / 300 <= 0.985
+
+
+def test_one_pair_has_a_mean_and_no_interval():
+    found = pair_mean(np.array([0.5]), np.array([[0, 1]]), 2)
+    assert (found["value"], found["low"], found["sd"], found["n"]) == (0.5, None, None, 1)
+    assert pair_mean(None, np.empty((0, 2)), 1)["n"] == 0

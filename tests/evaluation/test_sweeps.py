@@ -29,11 +29,13 @@ def sweep(slope_inside: float, slope_outside: float, leak: float) -> pd.DataFram
 def test_slopes_inside_and_beyond_the_training_range():
     found = response(sweep(0.8, 0.2, 0), "age", 40, 90)
     assert found.slope == pytest.approx(0.8)
-    assert found.slope_outside == pytest.approx(0.2)
+    assert found.slope_below == pytest.approx(0.2)
+    assert found.slope_above == pytest.approx(0.2)
+    assert found.slope_sd == pytest.approx(0, abs=1e-9)
     assert found.monotonicity == pytest.approx(1)
     assert (found.n, found.seeds, found.outside) == (16, 2, 4)
     falling = response(sweep(-0.8, 0.2, 0), "age", 30, 100)
-    assert falling.slope_outside is None and falling.outside == 0
+    assert falling.slope_below is None and falling.outside == 0
 
 
 def test_leakage_is_the_drift_over_the_training_range():
@@ -47,5 +49,5 @@ def test_leakage_is_the_drift_over_the_training_range():
 def test_one_value_has_no_slope():
     table = pd.DataFrame({"age": [50.0], "measured_age": [51.0], "measured_brain_volume": [1e6]})
     found = response(table, "age", 40, 90)
-    assert (found.slope, found.slope_outside, found.monotonicity) == (None, None, None)
+    assert (found.slope, found.slope_above, found.monotonicity) == (None, None, None)
     assert leakage(table, "age", 40, 90, table) == {}

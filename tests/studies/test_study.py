@@ -26,6 +26,8 @@ METRICS = {
             "audit": {"embedding": {"similarity": {"synthetic": SHARE}}},
         }
     },
+    "real": {"floor": {"n": 40, "n_real": 40, "fid": {"value": 1.0, "low": 0.5, "high": 1.5}}},
+    "features": {"name": "stand-in: an encoder", "sha256": "a" * 64, "stand_in": True},
     "utility": [{"mae": 5.0, "mae_low": 4.0, "mae_high": 6.0}, {"mae": 9.0}],
 }
 
@@ -81,7 +83,10 @@ def test_a_study_ends_in_a_table_and_a_figure(workplace, run_command, stand_in):
     assert table["FID"].tolist() == ["2 [1.5, 2.5]"] * 3
     assert (folder / "figure.png").stat().st_size > 5000
     assert "Quality against the number of training brains" in out
-    first = stand_in[0]
+    assert (
+        table["distances"][0] == "features: stand-in: an encoder aaaaaaaaaaaa, 40 against 40 brains"
+    )
+    first = stand_in[1]
     assert first.startswith("train experiment=ae_demo data.rows=20 ")
     assert "out=reports/study_cohort_size/0/autoencoder" in first
 
