@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
@@ -114,13 +115,23 @@ def calibrate(model: Segmenter, cohort: Cohort) -> None:
         image = torch.from_numpy(cohort.read(participant))[None, None].to(device)
         for name, counted in model.counted(image).items():
             found[name].append(float(counted))
+    maps = rows["label_map"] if "label_map" in rows else np.zeros(len(rows))
+    groups = pd.factorize(maps)[0]
     for name in VOLUMES:
         true, counted = rows[name].to_numpy(float), np.array(found[name])
         if len(true) < 3 or np.ptp(true) == 0:
             continue
-        slope, offset = np.polyfit(true, counted, 1)
+        # Within each label map: maps differ from one another by more than a line.
+        x, y = (values - _group_means(values, groups) for values in (true, counted))
+        slope = float((x * y).sum() / max((x * x).sum(), 1e-12))
         if slope > LEAST_SLOPE:
-            model.config.calibration[name] = [float(offset), float(slope)]
+            offset = float(counted.mean() - slope * true.mean())
+            model.config.calibration[name] = [offset, slope]
+
+
+def _group_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return for each value the mean of its group, (n,)."""
+    return (np.bincount(groups, values) / np.bincount(groups))[groups]
 
 
 class SegmenterTraining(TaskModule):
