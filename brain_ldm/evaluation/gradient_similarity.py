@@ -8,6 +8,7 @@ reading from ours, so compare values of ours with each other.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -38,16 +39,20 @@ def gradient_ssim(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     face are not scored. The largest gradient, from which edges are told, is of the whole grid.
     InputError if an axis has less than 13 voxels.
     """
-    shape = tuple(a.shape[2:])
-    if min(shape) < WINDOW + 2:
-        raise InputError(
-            f"grid {shape}: 4-G-R-SSIM needs at least {WINDOW + 2} voxels along each axis"
-        )
+    check_grid(a.shape[2:])
     gradient_a, gradient_b = _gradient(a), _gradient(b)
     similarity = _luminance(a, b) * _contrast_and_structure(gradient_a, gradient_b)
     # Which places are edges depends on which of the two is the reference, the map does not.
     one_way = _pooled(similarity, gradient_a, gradient_b)
     return (one_way + _pooled(similarity, gradient_b, gradient_a)) / 2
+
+
+def check_grid(shape: Sequence[int]) -> None:
+    """Refuse a grid of this shape if the window and the gradient do not fit. Raises InputError."""
+    if min(shape) < WINDOW + 2:
+        raise InputError(
+            f"grid {tuple(shape)}: 4-G-R-SSIM needs at least {WINDOW + 2} voxels along each axis"
+        )
 
 
 def _gradient(volume: torch.Tensor) -> torch.Tensor:

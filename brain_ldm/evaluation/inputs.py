@@ -6,6 +6,7 @@ from pathlib import Path
 from brain_ldm.cohorts.cohort import SPLITS, Cohort, open_cohort
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
+from brain_ldm.evaluation.gradient_similarity import check_grid
 from brain_ldm.evaluation.instruments import Instruments
 from brain_ldm.evaluation.similarity import scale_weights
 
@@ -94,7 +95,13 @@ def check(config: EvaluateConfig, inputs: Inputs, instruments: Instruments) -> N
         others = [c for c in inputs.synthetic.values() if _made_by(c).get("Name") != GENERATOR]
         swap = f": is it the synthetic one, and {others[0].root} the real one?" if others else ""
         raise InputError(f"real={config.real}: a synthetic cohort, made by {GENERATOR}{swap}")
+    for name, cohort in {**inputs.synthetic, **inputs.sweeps}.items():
+        if name.lower() == "real":
+            raise InputError(
+                f"{cohort.root}: would be taken for the real cohort by its name; rename the folder"
+            )
     scale_weights(real.grid.shape)
+    check_grid(real.grid.shape)
     for name, model in instruments.named().items():
         if not model.grid.same_as(real.grid):
             raise InputError(

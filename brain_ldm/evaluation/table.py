@@ -52,8 +52,8 @@ def _row(title: str, names: list[str], cohorts: list[dict[str, Any]]) -> dict[st
         row[measure] = {
             "values": [f["value"] for f in found],
             "mean": float(np.mean([f["value"] for f in known])) if known else None,
-            "low": min((f["low"] for f in known), default=None),
-            "high": max((f["high"] for f in known), default=None),
+            "low": min((f["low"] for f in known if f["low"] is not None), default=None),
+            "high": max((f["high"] for f in known if f["high"] is not None), default=None),
             "paper": paper,
         }
     return row

@@ -275,8 +275,10 @@ def finish(
             for other in whole[1:]
         }
     if isinstance(model, Segmenter):
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
         segmenter.calibrate(model, cohort)
         best = {**best, "metrics": segmenter.volume_errors(model, cohort)}
+        model.cpu()
     health = None
     if isinstance(model, Autoencoder):
         health = examined(model, data, loggers, config.trainer.max_steps)

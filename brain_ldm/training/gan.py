@@ -19,9 +19,19 @@ BETAS = (0.5, 0.999)  # of Adam, as in DCGAN (Radford et al. 2016)
 POOLED = (10, 14, 10)  # blocks of 16 mm on the paper's field of view
 
 
-def new_generator(task: LSGANTask | VAEGANTask, cohort: Cohort) -> Generator:
-    """Return an untrained generator for the cohort's grid."""
-    return Generator(SavedGenerator(grid=GridConfig(**cohort.grid.to_dict()), network=task.network))
+def build_gan(
+    kind: type["GANTraining"], config: TrainConfig, cohort: Cohort
+) -> tuple["GANTraining", CohortData]:
+    """Return a module of this kind and the images that train `config.task` on `cohort`."""
+    grid = GridConfig(**cohort.grid.to_dict())
+    module = kind(
+        Generator(SavedGenerator(grid=grid, network=config.task.network)),
+        config.task,
+        config.seed,
+        config.trainer.max_steps,
+        config.trainer.accumulate,
+    )
+    return module, gan_data(config, cohort)
 
 
 def gan_data(config: TrainConfig, cohort: Cohort) -> CohortData:

@@ -8,22 +8,14 @@ from torch import Tensor
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.training.config import TrainConfig
 from brain_ldm.training.data import CohortData
-from brain_ldm.training.gan import GANTraining, gan_data, new_generator
+from brain_ldm.training.gan import GANTraining, build_gan
 from brain_ldm.training.module import TaskModule
 from brain_ldm.training.randomness import draws
 
 
 def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module and the images that train `config.task` on `cohort`."""
-    trainer = config.trainer
-    module = LSGANTraining(
-        new_generator(config.task, cohort),
-        config.task,
-        config.seed,
-        trainer.max_steps,
-        trainer.accumulate,
-    )
-    return module, gan_data(config, cohort)
+    return build_gan(LSGANTraining, config, cohort)
 
 
 def generator_loss(logits: Tensor) -> Tensor:

@@ -11,22 +11,14 @@ from brain_ldm.networks.generator import EncoderNetwork
 from brain_ldm.training.autoencoder import kl_divergence
 from brain_ldm.training.config import TrainConfig, VAEGANTask
 from brain_ldm.training.data import CohortData
-from brain_ldm.training.gan import GANTraining, gan_data, new_generator
+from brain_ldm.training.gan import GANTraining, build_gan
 from brain_ldm.training.module import TaskModule
 from brain_ldm.training.randomness import draws, normal
 
 
 def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module and the images that train `config.task` on `cohort`."""
-    trainer = config.trainer
-    module = VAEGANTraining(
-        new_generator(config.task, cohort),
-        config.task,
-        config.seed,
-        trainer.max_steps,
-        trainer.accumulate,
-    )
-    return module, gan_data(config, cohort)
+    return build_gan(VAEGANTraining, config, cohort)
 
 
 class VAEGANTraining(GANTraining):

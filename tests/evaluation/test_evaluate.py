@@ -350,6 +350,9 @@ def test_what_does_not_fit_together_is_refused_in_one_line(tmp_path, instruments
     odd = replace(instruments, brain_age=foreign)
     assert "brain_age (models/brain_age_demo) works on" in refused(models=odd)
     assert "a sweep of age; give it as sweeps" in refused(synthetic=sweep)
+    assert "rename the folder" in refused(sweeps={"Real": sweep})
+    small = replace(real, grid=VoxelGrid((12, 14, 12), GRID.affine))
+    assert "4-G-R-SSIM needs at least 13" in refused(real=small)
     assert "not a sweep" in refused(sweeps={"s": real})
     assert "a sweep needs age in every row" in refused(sweeps={"s": gap})
 
@@ -428,6 +431,16 @@ def test_copies_are_flagged_and_duplicates_are_told(tmp_path, instruments):
     page = (tmp_path / "out" / "index.html").read_text()
     assert "equal training brains exactly" in page
     assert (tmp_path / "out/figures/neighbours_copies.png").stat().st_size > 5000
+
+
+def test_several_cohorts_of_one_pair_each_have_a_mean_and_no_interval(tmp_path, instruments):
+    names = ("real", "one", "other")
+    real, one, other = (write(tmp_path / n, table(2, seed=i)) for i, n in enumerate(names))
+    inputs = Inputs(real, {"one": one, "other": other}, {"one": "LDM", "other": "LDM"}, {})
+    metrics = evaluate_cohorts(TIMES, inputs, instruments, tmp_path / "out")
+    alike = metrics["table"]["LDM"]["ms_ssim"]
+    assert len(alike["values"]) == 2 and alike["mean"] is not None
+    assert (alike["low"], alike["high"]) == (None, None)
 
 
 def test_what_is_not_wanted_is_left_out(tmp_path, instruments):
