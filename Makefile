@@ -72,7 +72,8 @@ models/%_demo/$(MODEL): | $(INSTALLED)
 
 cohorts/demo_synthetic/$(COHORT): models/ldm_demo/$(MODEL)
 	$(call stage,Synthetic brains for the held-out participants,brain_ldm.sample model=models/ldm_demo \
-	    table=cohorts/phantom/participants.tsv split=test out=$(@D) seed=1 sampler.grid=trailing guidance=1.75)
+	    table=cohorts/phantom/participants.tsv split=test extrapolate=true out=$(@D) seed=1 \
+	    sampler.grid=trailing guidance=1.75)
 
 cohorts/demo_sweep_%/$(COHORT): models/ldm_demo/$(MODEL)
 	$(call stage,One brain as its $* changes,brain_ldm.sample model=models/ldm_demo sweep=$* n=7 out=$(@D) seed=1 sampler.grid=trailing guidance=1.75)
@@ -117,11 +118,11 @@ cohorts/table_vae_gan_s$(1)/$(COHORT): models/table_vae_gan_s$(1)/$(MODEL)
 
 cohorts/table_ddim_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
 	$$(call stage,Brains of 50 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom_measure/participants.tsv sampler.grid=trailing out=$$(@D))
+	    table=cohorts/phantom_measure/participants.tsv extrapolate=true sampler.grid=trailing out=$$(@D))
 
 cohorts/table_ldm_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
 	$$(call stage,Brains of 1000 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom_measure/participants.tsv sampler=ddpm out=$$(@D))
+	    table=cohorts/phantom_measure/participants.tsv extrapolate=true sampler=ddpm out=$$(@D))
 endef
 $(foreach seed,$(TABLE_SEEDS),$(eval $(call table_stages,$(seed))))
 

@@ -1,8 +1,12 @@
 """A door's frame: compose the typed config, answer mistakes in one line, call the room."""
 
+import contextlib
 import dataclasses
 import difflib
+import io
+import keyword
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from itertools import takewhile
@@ -101,9 +105,13 @@ def command(
             os.environ["HYDRA_FULL_ERROR"] = "1"  # hand the exception over, do not print it
             register(name, schema, groups)
             run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=name)
+            sys.argv[1:] = map(to_field, sys.argv[1:])
             Multirun.folder, jobs = None, []
             try:
-                run(task)()
+                if {"-h", "--help"} & set(sys.argv):
+                    show_help(run(task))
+                else:
+                    run(task)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(name, explain(error))
             except Exception as error:
@@ -126,9 +134,30 @@ def command(
     return decorate
 
 
+def to_field(override: str) -> str:
+    """Spell an override as its dataclass does: a word of Python has an underscore, `from_=…`."""
+    name, equals, value = override.partition("=")
+    return f"{name}_{equals}{value}" if keyword.iskeyword(name) else override
+
+
+def to_option(text: str) -> str:
+    """Spell fields as users do, `from_` as `from`."""
+    return re.sub(rf"\b({'|'.join(keyword.kwlist)})_(?!\w)", r"\1", text)
+
+
+def show_help(run: Callable[[], None]) -> None:
+    """Print what Hydra prints, called with --help, and leave as it does."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            run()
+    finally:
+        print(to_option(printed.getvalue()), end="")
+
+
 def fail(name: str, message: str, code: int = USER_ERROR) -> None:
     """Print one line to stderr and leave, by default with the exit code for a user's mistake."""
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{name}: {to_option(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(code)
 
 

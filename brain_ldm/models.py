@@ -24,12 +24,16 @@ from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.diffusion.config import (
     DDIMConfig,
     DDPMConfig,
+    DPMPP2MConfig,
+    DPMPP2MSDEConfig,
     Prediction,
     SamplerConfig,
     ScheduleConfig,
 )
+from brain_ldm.diffusion.dpm_solver import dpmpp_2m, dpmpp_2m_sde
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.diffusion.guidance import guided
+from brain_ldm.diffusion.inversion import ddim_invert
 from brain_ldm.diffusion.parameterisation import to_epsilon
 from brain_ldm.diffusion.samplers import ddim, ddpm
 from brain_ldm.diffusion.schedule import make_schedule
@@ -301,6 +305,19 @@ class Diffusion(Model):
 
         return epsilon
 
+    def guided_denoiser(
+        self, conditions: Tensor, guidance: float, rescale: float
+    ) -> Callable[[Tensor, int], Tensor]:
+        """Return epsilon(x, t) under guidance away from no conditions at all."""
+        nothing = torch.full_like(conditions, NO_VALUE)
+        return guided(
+            self.denoiser(conditions),
+            self.denoiser(nothing),
+            guidance,
+            rescale,
+            self.alphas_cumprod,
+        )
+
     def sample(
         self,
         conditions: Tensor,
@@ -308,6 +325,7 @@ class Diffusion(Model):
         sampler: SamplerConfig,
         guidance: float = 1.0,
         draw: Callable[[Tensor], Tensor] | None = None,
+        rescale: float = 0.0,
     ) -> Tensor:
         """Return unscaled latents, to be decoded.
 
@@ -317,16 +335,99 @@ class Diffusion(Model):
             sampler: which sampler, how many steps, on which grid.
             guidance: 1 conditional, 0 unconditional, above 1 exaggerated (Ho & Salimans 2022).
             draw: further noise for stochastic samplers, shaped as its argument.
+            rescale: 0 to 1, how much of the contrast that guidance adds is taken back (Lin et al.
+                2024, section 3.4).
         """
-        nothing = torch.full_like(conditions, NO_VALUE)
-        denoiser = guided(self.denoiser(conditions), self.denoiser(nothing), guidance)
+        denoiser = self.guided_denoiser(conditions, guidance, rescale)
         steps = timesteps(sampler.grid, sampler.steps, len(self.alphas_cumprod))
         if isinstance(sampler, DDPMConfig):
             latents = ddpm(denoiser, noise, self.alphas_cumprod, steps, draw)
         elif isinstance(sampler, DDIMConfig):
             latents = ddim(denoiser, noise, self.alphas_cumprod, steps, sampler.eta, draw)
+        elif isinstance(sampler, DPMPP2MConfig):
+            latents = dpmpp_2m(denoiser, noise, self.alphas_cumprod, steps)
+        elif isinstance(sampler, DPMPP2MSDEConfig):
+            latents = dpmpp_2m_sde(denoiser, noise, self.alphas_cumprod, steps, draw)
         else:
             raise TypeError(f"no sampler for {type(sampler).__name__}")
+        return self._unscaled(latents)
+
+    def invert(
+        self,
+        latents: Tensor,
+        conditions: Tensor,
+        sampler: DDIMConfig,
+        guidance: float = 1.0,
+        rescale: float = 0.0,
+        iterations: int = 5,
+    ) -> Tensor:
+        """Return the noise from which `sample` with the same options gives `latents` back.
+
+        Args:
+            latents: (B, C, x, y, z), unscaled, as `sample` returns and the autoencoder encodes
+                them.
+            conditions: (B, N), what is known of these brains, as `self.encoder` encodes it.
+            sampler: how many steps, on which grid; its eta is 0.
+            guidance: as in `sample`; iterations converge less well the larger it is.
+            rescale: as in `sample`.
+            iterations: denoiser calls a step; more give `latents` back more closely.
+
+        Raises:
+            ValueError: `sampler.eta` is not 0: noise drawn on the way cannot be found again.
+        """
+        if sampler.eta != 0:
+            raise ValueError(f"only eta=0 can be inverted, got {sampler.eta}")
+        steps = timesteps(sampler.grid, sampler.steps, len(self.alphas_cumprod))
+        denoiser = self.guided_denoiser(conditions, guidance, rescale)
+        return ddim_invert(denoiser, self._scaled(latents), self.alphas_cumprod, steps, iterations)
+
+    def edit(
+        self,
+        latents: Tensor,
+        conditions: Tensor,
+        wanted: Tensor,
+        sampler: DDIMConfig,
+        guidance: float = 1.0,
+        rescale: float = 0.0,
+        iterations: int = 3,
+    ) -> Tensor:
+        """Return latents of the same brains under other conditions.
+
+        The brains' own and the wanted conditions are sampled from the brains' own noise, and what
+        differs between the two samples is added to `latents`. So detail that the model does not
+        draw stays as it is, and conditions that do not change change nothing.
+
+        The noise is not found from `latents` but from what the model makes of them in its last
+        step. Detail that it takes for noise would have to come from noise of many standard
+        deviations, among which conditions count for little.
+
+        Args:
+            latents: (B, C, x, y, z), unscaled, as the autoencoder encodes them.
+            conditions: (B, N), what is known of these brains, as `self.encoder` encodes it.
+            wanted: (B, N), what they shall have instead.
+            sampler: how many steps, on which grid; its eta is 0.
+            guidance: as in `sample`.
+            rescale: as in `sample`.
+            iterations: of the inversion, see `invert`.
+
+        Raises:
+            ValueError: `sampler.eta` is not 0.
+        """
+        last = timesteps(sampler.grid, sampler.steps, len(self.alphas_cumprod))[-1:]
+        denoiser = self.guided_denoiser(conditions, guidance, rescale)
+        noised = self.alphas_cumprod[last].sqrt().item() * self._scaled(latents)
+        drawn = self._unscaled(ddim(denoiser, noised, self.alphas_cumprod, last))
+        noise = self.invert(drawn, conditions, sampler, guidance, rescale, iterations)
+        own, other = (
+            self.sample(asked, noise, sampler, guidance, rescale=rescale)
+            for asked in (conditions, wanted)
+        )
+        return latents + (other - own)
+
+    def _scaled(self, latents: Tensor) -> Tensor:
+        return (latents - self.latent_mean) * self.config.latent_scale
+
+    def _unscaled(self, latents: Tensor) -> Tensor:
         return latents / self.config.latent_scale + self.latent_mean
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -74,7 +74,10 @@ def _pooled(
     while remaining:
         waiting: dict[Future, Item] = {}
         with ProcessPoolExecutor(
-            workers, initializer=_begin_worker, initargs=(os.getpid(),)
+            workers,
+            multiprocessing.get_context("fork"),  # a parent that was killed is told by its number
+            begin_worker,
+            (os.getpid(),),
         ) as pool:
             try:
                 while remaining or waiting:
@@ -94,7 +97,8 @@ def _pooled(
                 raise
 
 
-def _begin_worker(parent: int) -> None:
+def begin_worker(parent: int) -> None:
+    """Prepare a forked worker: one thread, and it ends with its parent."""
     threadpool_limits(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C for all
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # a job's own clean-up runs

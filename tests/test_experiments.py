@@ -148,6 +148,7 @@ def leaves(node, path=""):
 
 def option_fields():
     import brain_ldm.cohorts.config
+    import brain_ldm.conversion.config
     import brain_ldm.diffusion.config
     import brain_ldm.evaluation.config
     import brain_ldm.measuring.config
@@ -158,6 +159,7 @@ def option_fields():
 
     for room in (
         "cohorts",
+        "conversion",
         "diffusion",
         "evaluation",
         "measuring",

@@ -5,7 +5,16 @@ import torch
 import yaml
 
 from brain_ldm.cohorts.grid import paper_grid
-from brain_ldm.diffusion.config import DDIMConfig, Prediction
+from brain_ldm.diffusion.config import (
+    DDIMConfig,
+    DDPMConfig,
+    DPMPP2MConfig,
+    DPMPP2MSDEConfig,
+    Grid,
+    Prediction,
+)
+from brain_ldm.diffusion.dpm_solver import dpmpp_2m, dpmpp_2m_sde
+from brain_ldm.diffusion.samplers import ddim, ddpm
 from brain_ldm.errors import InputError
 from brain_ldm.models import (
     Autoencoder,
@@ -134,6 +143,99 @@ def test_guidance_0_and_1_are_the_unconditional_and_the_conditional_model():
     assert not torch.allclose(free, model.sample(one, noise, steps, guidance=1.0))
     blend = model.sample(one, noise, steps, guidance=0.999999)
     assert torch.allclose(blend, model.sample(one, noise, steps, guidance=1.0), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DDPMConfig, lambda *process, draw: ddpm(*process, draw)),
+        (DDIMConfig, lambda *process, draw: ddim(*process)),
+        (DPMPP2MConfig, lambda *process, draw: dpmpp_2m(*process)),
+        (DPMPP2MSDEConfig, lambda *process, draw: dpmpp_2m_sde(*process, draw)),
+    ],
+)
+@torch.no_grad()
+def test_each_sampler_is_reached_by_its_options(config, expected):
+    model = diffusion(Prediction.v)
+    noise, conditions = torch.randn(1, 3, 10, 14, 10), torch.tensor([[1.0, 0.5]])
+
+    def drawer():
+        generator = torch.Generator().manual_seed(4)
+        return lambda like: torch.randn(like.shape, generator=generator)
+
+    process = model.denoiser(conditions), noise, model.alphas_cumprod, torch.tensor([999, 500, 0])
+    found = model.sample(conditions, noise, config(steps=3, grid=Grid.linspace), draw=drawer())
+
+    assert torch.equal(found, expected(*process, draw=drawer()) / 0.7)
+
+
+@torch.no_grad()
+def test_rescale_takes_contrast_from_guided_latents():
+    model = diffusion(Prediction.x0)
+    noise, conditions = torch.randn(1, 3, 10, 14, 10), torch.tensor([[1.0, 0.5]])
+    steps = DDIMConfig(steps=3)
+    plain = model.sample(conditions, noise, steps)
+    guided = model.sample(conditions, noise, steps, guidance=6.0)
+    rescaled = model.sample(conditions, noise, steps, guidance=6.0, rescale=1.0)
+    assert abs(rescaled.std() - plain.std()) < abs(guided.std() - plain.std()) / 2
+
+
+def gaussian_diffusion():
+    """A model of data that are, scaled, N(age, 0.3^2): its denoiser is known to be the best."""
+    model = diffusion()
+    model.latent_mean += 0.4
+
+    def denoiser(conditions):
+        def epsilon(x, t):
+            a, s2 = model.alphas_cumprod[t].sqrt(), 1 - model.alphas_cumprod[t]
+            mean = conditions[:, 1, None, None, None, None]
+            return s2.sqrt() / (a**2 * 0.3**2 + s2) * (x - a * mean)
+
+        return epsilon
+
+    model.denoiser = denoiser
+    return model
+
+
+NOISE = torch.randn(2, 3, 10, 14, 10, generator=torch.Generator().manual_seed(0))
+OWN, WANTED = torch.tensor([[0.0, 0.2], [1.0, 0.9]]), torch.tensor([[0.0, 0.8], [1.0, 0.5]])
+
+
+@pytest.mark.parametrize("guided", [{}, {"guidance": 1.5, "rescale": 0.7}])
+@torch.no_grad()
+def test_latents_come_back_from_their_inverted_noise(guided):
+    model, steps = gaussian_diffusion(), DDIMConfig(steps=20)
+    latents = model.sample(OWN, NOISE, steps, **guided)
+    found = model.invert(latents, OWN, steps, **guided, iterations=20)
+    assert torch.allclose(found, NOISE, atol=1e-3)
+    again = model.sample(OWN, found, steps, **guided)
+    assert torch.allclose(again, latents, atol=1e-4)
+
+
+@torch.no_grad()
+def test_an_edit_leaves_alone_what_conditions_do_not_change():
+    model = diffusion(Prediction.v)
+    wanted = torch.stack([WANTED[0], OWN[1]])
+    options = {"guidance": 2.0, "rescale": 0.5, "iterations": 1}
+    changed = model.edit(NOISE, OWN, wanted, DDIMConfig(steps=3), **options)
+    assert torch.allclose(changed[1], NOISE[1], atol=1e-5)
+    assert (changed[0] - NOISE[0]).std() > 0.01
+
+
+@pytest.mark.parametrize("grid", Grid)
+@torch.no_grad()
+def test_an_edit_moves_latents_by_what_conditions_move_the_data_by(grid):
+    model = gaussian_diffusion()
+    changed = model.edit(NOISE, OWN, WANTED, DDIMConfig(grid=grid))
+    moved = (changed - NOISE) * model.config.latent_scale
+    expected = (WANTED - OWN)[:, 1, None, None, None, None].expand_as(moved)
+    assert torch.allclose(moved, expected, rtol=0.02, atol=0)
+
+
+def test_a_sampler_that_draws_on_the_way_has_no_inverse():
+    model, conditions = diffusion(), torch.tensor([[1.0, 0.5]])
+    with pytest.raises(ValueError, match=r"only eta=0 can be inverted, got 0\.5"):
+        model.invert(torch.zeros(1, 3, 10, 14, 10), conditions, DDIMConfig(steps=3, eta=0.5))
 
 
 @torch.no_grad()

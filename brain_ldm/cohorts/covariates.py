@@ -157,7 +157,8 @@ class CovariateEncoder:
             if far.size:
                 raise InputError(
                     f"{_row(table, far[0])}: {name} is {values[far[0]]:g}, a whole range below the "
-                    f"{low:g} to {high:g} that the model knows"
+                    f"{low:g} to {high:g} that the model knows, where it would read as missing; "
+                    "give a higher one"
                 )
             encoded[:, c] = np.where(np.isnan(scaled), MISSING, scaled)
         return encoded

@@ -1,9 +1,11 @@
 """Files of a data set: written whole or not at all, and read back."""
 
 import gzip
+import hashlib
 import json
 import uuid
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -13,6 +15,14 @@ from brain_ldm.errors import InputError
 
 MNI_CODE = 4  # NIfTI's sform code of MNI space
 UNREADABLE = (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file as it lies on disk: its length in bytes, its sha256 in hexadecimal."""
+
+    bytes: int
+    sha256: str
 
 
 def read_json(path: Path) -> dict:
@@ -32,16 +42,17 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def _temporary(path: Path) -> Path:
-    # A dot keeps it out of every glob, and the suffix says what it is to nibabel.
+def temporary(path: Path) -> Path:
+    """A name beside `path` to write it under until it is whole; another one at each call."""
+    # A dot keeps it out of most globs, and the suffix says what it is.
     return path.with_name(f".{uuid.uuid4().hex[:8]}_{path.name}")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    temporary.replace(path)
+    unfinished = temporary(path)
+    unfinished.write_text(text)
+    unfinished.replace(path)
 
 
 def write_json(path: Path, data: dict) -> None:
@@ -49,14 +60,17 @@ def write_json(path: Path, data: dict) -> None:
     write_text(path, json.dumps(data, indent=2) + "\n")
 
 
-def write_nifti(path: str, voxels: np.ndarray, affine: np.ndarray, slope: float | None) -> None:
+def write_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, slope: float | None) -> Written:
     """Write voxels in MNI space and read them back.
 
     Args:
         path: ending in .nii.gz.
-        voxels: (X, Y, Z) integers, stored as they are.
+        voxels: (X, Y, Z), stored as they are.
         affine: (4, 4) voxel to MNI world in mm, for both sform and qform.
-        slope: what a reader multiplies the integers by; None for labels.
+        slope: what a reader multiplies integers by; None for labels and for floats.
+
+    Returns:
+        The file's length and sha256.
 
     Raises:
         OSError: what was read back differs.
@@ -67,17 +81,27 @@ def write_nifti(path: str, voxels: np.ndarray, affine: np.ndarray, slope: float 
     image.header.set_xyzt_units("mm", "sec")
     if slope is not None:
         image.header.set_slope_inter(slope, 0)
-    temporary = _temporary(Path(path))
+    unfinished = temporary(path)
     try:
         # No time and no name inside: the same brain gives the same bytes.
-        with temporary.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
+        with unfinished.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as file:
             file.write(image.to_bytes())
-        written = np.asarray(nib.load(temporary).dataobj.get_unscaled())
-        if not np.array_equal(written, voxels):
+        content = unfinished.read_bytes()
+        if not np.array_equal(_stored_voxels(content), voxels):
             raise OSError(f"{path}: reading back gave other voxels; is the disk full?")
-        temporary.replace(path)
+        unfinished.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+    return Written(len(content), hashlib.sha256(content).hexdigest())
+
+
+def _stored_voxels(content: bytes) -> np.ndarray | None:
+    """The voxels in a .nii.gz file, without its slope; None where they cannot be read."""
+    try:
+        image = nib.Nifti1Image.from_bytes(gzip.decompress(content))
+        return np.asarray(image.dataobj.get_unscaled())
+    except UNREADABLE:
+        return None
 
 
 def brief(error: Exception) -> str:

@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from brain_ldm.cohorts.files import read_json, write_json, write_nifti, write_te
 from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.errors import InputError
 
-# Images are stored as integers with a power of two as slope, so that 0 and 1 come back exactly.
-LEVELS = 4096
+# How intensities are stored: the type of a voxel, and how many of its steps make 1. Of int16 they
+# are a power of two, so that 0 and 1 come back exactly.
+STORAGE = {"int16": (np.int16, 4096), "uint8": (np.uint8, 255), "float32": (np.float32, None)}
+IMAGE = "_image"  # of a row: the image's file (from the cohort's folder on), bytes and sha256
 
 
 class CohortWriter:
@@ -39,6 +42,7 @@ class CohortWriter:
             usual ones.
         grows: whether a finished cohort may be gone on with, as more brains arrive; then rows stay
             in `<root>/.unfinished`.
+        storage: type of the images' voxels, one of `STORAGE`.
 
     Raises:
         InputError: if `root` holds anything else.
@@ -54,6 +58,7 @@ class CohortWriter:
         skull_stripped: bool = True,
         extra_columns: dict[str, dict] | None = None,
         grows: bool = False,
+        storage: str = "int16",
     ):
         self.root = Path(root)
         self.name = name
@@ -63,22 +68,28 @@ class CohortWriter:
         self.skull_stripped = skull_stripped
         self.extra_columns = extra_columns or {}
         self.grows = grows
+        self.storage = storage
         self.work = self.root / ".unfinished"
-        self.finished = False
-        """Whether this very cohort was already complete in `root`."""
         self._claim()
 
+    @property
+    def finished(self) -> bool:
+        """Whether this very cohort is complete in `root`."""
+        return (self.root / "dataset_description.json").exists()
+
+    def _identity(self) -> dict:
+        return json.loads(json.dumps({"Name": self.name, "GeneratedBy": [self.generated_by]}))
+
     def _claim(self) -> None:
-        identity = json.loads(json.dumps({"Name": self.name, "GeneratedBy": [self.generated_by]}))
+        identity = self._identity()
         mend = "choose another out, or remove that folder"
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"{self.root}: a file is in the way; {mend}")
-        if (self.root / "dataset_description.json").exists():
+        if self.finished:
             there = read_json(self.root / "dataset_description.json")
             other = _difference(there, identity)
             if other:
                 raise InputError(f"{self.root}: a cohort with other parameters ({other}); {mend}")
-            self.finished = True
             if not self.grows:
                 return
         elif (self.work / "identity.json").exists():
@@ -93,17 +104,37 @@ class CohortWriter:
             *(["reject.txt"] if self.grows else []),
         }:
             raise InputError(f"{self.root}: the folder is not empty and is no cohort; {mend}")
+        self.open_work()
+
+    def open_work(self) -> None:
+        """Make `.unfinished`, also in a finished cohort: lost images may then be added again.
+
+        Raises:
+            InputError: it cannot be written.
+        """
         try:
             (self.work / "rows").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{self.root}: cannot be written ({error.strerror})") from None
         # Shards lock this file: one that is there is not replaced.
         if not (self.work / "identity.json").exists():
-            write_text(self.work / "identity.json", json.dumps(identity))
+            write_text(self.work / "identity.json", json.dumps(self._identity()))
 
-    def done(self) -> dict[str, dict]:
-        """The rows of the participants that are already written, by participant_id."""
-        rows = [json.loads(p.read_text()) for p in sorted((self.work / "rows").glob("sub-*.json"))]
+    def done(self, participants: Iterable[str] | None = None) -> dict[str, dict]:
+        """The rows of the participants that are already written, by participant_id.
+
+        Args:
+            participants: of these alone, without a look at the others' files; None for all.
+        """
+        folder = self.work / "rows"
+        if participants is None:
+            paths = sorted(folder.glob("sub-*.json"))
+        else:
+            paths = [folder / f"{pid}.json" for pid in participants]
+        rows = []
+        for path in paths:
+            with suppress(FileNotFoundError):  # not done, or another process has just finished
+                rows.append(json.loads(path.read_text()))
         return {row["participant_id"]: row for row in rows}
 
     def add(
@@ -140,29 +171,36 @@ class CohortWriter:
             affine = self.grid.affine if label_affine is None else label_affine
             step = f"{affine[0, 0]:g}"
             base = f"{stem}_res-{step.replace('.', 'p')}mm_dseg"
-            write_nifti(f"{base}.nii.gz", labels.astype(np.int16), affine, slope=None)
+            write_nifti(Path(f"{base}.nii.gz"), labels.astype(np.int16), affine, slope=None)
             write_json(
                 Path(f"{base}.json"), {"Manual": False, "Resolution": f"Voxels of {step} mm"}
             )
         base = f"{stem}{'_desc-synth' if self.synthetic else ''}_T1w"
-        stored = np.rint(image * LEVELS).astype(np.int16)
         sidecar = {"SkullStripped": self.skull_stripped, **(sidecar or {})}
         write_json(Path(f"{base}.json"), sidecar)
-        write_nifti(f"{base}.nii.gz", stored, self.grid.affine, slope=1 / LEVELS)
-        row = {**row, "split": row.get("split") or assign_split(row.get("subject") or pid)}
+        kind, steps = STORAGE[self.storage]
+        stored = image if steps is None else np.rint(image * steps)
+        path, slope = Path(f"{base}.nii.gz"), None if steps is None else 1 / steps
+        written = write_nifti(path, stored.astype(kind), self.grid.affine, slope)
+        row = {
+            **row,
+            "split": row.get("split") or assign_split(row.get("subject") or pid),
+            IMAGE: {"file": str(path.relative_to(self.root)), **vars(written)},
+        }
         write_json(self.work / "rows" / f"{pid}.json", row)
 
-    def finish(self, rows: Sequence[dict] | None = None) -> None:
+    def finish(self, rows: Sequence[dict] | None = None, tidy: bool = True) -> None:
         """Write participants.tsv, its description and dataset_description.json, in this order.
 
         Args:
             rows: what participants.tsv lists; by default all that were added, by participant_id.
+            tidy: also remove `.unfinished`, unless the cohort grows.
         """
         rows = list(self.done().values()) if rows is None else rows
         if not rows:
             raise InputError(f"{self.root}: no participant was written")
         for left_over in self.root.glob("sub-*/anat/.*"):
-            left_over.unlink()  # temporary files of a writer that was killed
+            left_over.unlink(missing_ok=True)  # temporary files of a writer that was killed
         table = pd.DataFrame(rows).reindex(
             columns=list(dict.fromkeys([*COLUMNS, *self.extra_columns]))
         )
@@ -196,9 +234,12 @@ class CohortWriter:
             "GeneratedBy": [self.generated_by],
         }
         write_json(self.root / "dataset_description.json", description)
-        if not self.grows:
-            shutil.rmtree(self.work)
-        self.finished = True
+        if tidy and not self.grows:
+            self.remove_work()
+
+    def remove_work(self) -> None:
+        """Remove `.unfinished`, as far as no other process has a file of it open."""
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _carry_over(
         self, table: pd.DataFrame, described: dict[str, dict]

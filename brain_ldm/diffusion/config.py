@@ -57,3 +57,18 @@ class DDIMConfig(SamplerConfig):
     """Implicit sampling, Song et al. 2021."""
 
     eta: float = 0.0  # 0 adds no noise on the way (Pinaya et al. 2022), 1 as much as DDPM
+
+
+@dataclass
+class DPMPP2MConfig(SamplerConfig):
+    """DPM-Solver++(2M), Lu et al. 2022."""
+
+    steps: int = 20  # Lu et al. 2022 need 15 to 20
+
+
+@dataclass
+class DPMPP2MSDEConfig(SamplerConfig):
+    """SDE-DPM-Solver++(2M), Lu et al. 2022."""
+
+    # Ours: on the other grids the step to timestep 0 is so long that it would carry noise too far.
+    grid: Grid = Grid.trailing

@@ -1,5 +1,7 @@
 """Samplers: plain functions that take noise to images by asking a denoiser.
 
+Here are DDPM and DDIM; `dpm_solver` has those of second order, `inversion` the way back.
+
 A denoiser is any function `(x, t) -> epsilon`, where x is (B, ...), t an int for the whole batch
 and epsilon is shaped as x; conditions, guidance and parameterisation are inside it.
 
@@ -24,8 +26,16 @@ Denoiser = Callable[[Tensor, int], Tensor]
 Draw = Callable[[Tensor], Tensor]
 
 
-def _steps(alphas_cumprod: Tensor, timesteps: Tensor) -> Iterator[tuple[int, float, float]]:
-    """Yield each timestep, its alpha_bar and the alpha_bar it steps to, as Python floats."""
+def transitions(alphas_cumprod: Tensor, timesteps: Tensor) -> Iterator[tuple[int, float, float]]:
+    """Yield each timestep, its alpha_bar and the alpha_bar it steps to, as Python floats.
+
+    Args:
+        alphas_cumprod: the schedule, (T,).
+        timesteps: strictly falling, see `brain_ldm.diffusion.grid.timesteps`.
+
+    Raises:
+        ValueError: timesteps that do not fall strictly or lie outside the schedule.
+    """
     alpha_bars, ts = alphas_cumprod.double().tolist(), timesteps.tolist()
     if not ts:
         raise ValueError("timesteps are empty")
@@ -59,7 +69,7 @@ def ddpm(
     Raises:
         ValueError: timesteps that do not fall strictly or lie outside the schedule.
     """
-    for t, alpha_bar, alpha_bar_prev in _steps(alphas_cumprod, timesteps):
+    for t, alpha_bar, alpha_bar_prev in transitions(alphas_cumprod, timesteps):
         alpha = alpha_bar / alpha_bar_prev
         beta = 1 - alpha
         epsilon = denoiser(x, t).to(x.dtype)
@@ -102,7 +112,7 @@ def ddim(
         raise ValueError(f"eta must lie within 0..1, got {eta}")
     if eta > 0 and draw is None:
         raise ValueError(f"eta={eta} adds noise on the way: give draw")
-    for t, alpha_bar, alpha_bar_prev in _steps(alphas_cumprod, timesteps):
+    for t, alpha_bar, alpha_bar_prev in transitions(alphas_cumprod, timesteps):
         variance = (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
         sigma = eta * variance**0.5
         epsilon = denoiser(x, t).to(x.dtype)

@@ -1,116 +1,142 @@
-"""Draw a synthetic cohort from a diffusion model or from the generator of a GAN."""
+"""Draw a synthetic cohort from a diffusion model or from the generator of a GAN.
+
+Batches are fixed from the start: the rows, one after the other. A process takes every n-th batch
+and computes it whole, also where some of its brains are there already. So a brain comes out of one
+and the same computation whichever shard draws it and however often that was stopped: to the bit.
+"""
+
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 import brain_ldm
+from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.cohorts.covariates import COVARIATES
 from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.device import open_device
-from brain_ldm.diffusion.config import DDIMConfig, SamplerConfig
+from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError
 from brain_ldm.models import Diffusion, Generator, open_model
-from brain_ldm.precision import resolve
 from brain_ldm.progress import track
 from brain_ldm.sampling.config import SampleConfig
+from brain_ldm.sampling.data_card import add_report, needs_card, write_card
+from brain_ldm.sampling.drawing import autocast, draw_batches
+from brain_ldm.sampling.editing import open_source, provenance
+from brain_ldm.sampling.manifest import kept
+from brain_ldm.sampling.parts import Part, conclude, open_parts
+from brain_ldm.sampling.ranks import own_device, share_of
 from brain_ldm.sampling.requests import requested_rows, unconditional_rows
+from brain_ldm.sampling.writers import Writers, enough_writers
 
 EXTRA_COLUMNS = {
     "seed": {"Description": "Seed of the brain's starting noise"},
-    "source_id": {"Description": "Row of the given table whose covariates were asked for"},
+    "source_id": {"Description": "Row of the given table or cohort that it was asked for after"},
+    "subject": {"Description": "Person whose brain was changed"},
 }
 
 
 def sample_cohort(config: SampleConfig) -> None:
     """Write the cohort that `config` asks for to `config.out`; go on with one that was stopped.
 
-    participants.tsv holds the covariates that were asked for, not measured ones.
+    participants.tsv holds the covariates that were asked for, not measured ones. The process that
+    finds all brains there finishes the cohort.
 
     Raises:
-        InputError: before any long work, naming what is wrong.
+        InputError: before any long work, naming what is wrong; or when the disk is full.
     """
+    share, shares = share_of(config.shard)
+    check_options(config)
     model = open_model(config.model, Diffusion, Generator)
-    device = open_device(config.device)
+    device = own_device(open_device(config.device))
     names: list[str] = []
+    source = None
     if isinstance(model, Diffusion):
-        check_sampler(config.sampler, model)
+        check_sampler(config, model)
         rows = requested_rows(config, model.encoder)
         names = model.encoder.names
+        if config.from_ is not None:
+            source = open_source(config, model, rows)
     else:
         rows = unconditional_rows(config)
     extra = {name: text for name, text in EXTRA_COLUMNS.items() if name in rows}
     others = [name for name in names if name not in COVARIATES]
     extra |= {name: {"Description": "Covariate that was asked for"} for name in others}
-    writer = CohortWriter(
-        config.out,
-        "Synthetic brains",
-        _generated_by(config, model),
-        model.grid,
-        synthetic=True,
-        extra_columns=extra,
-    )
-    if writer.finished:
-        print(f"{config.out}: done already")
+    made_by = _generated_by(config, model, source)
+
+    def open_writer(root: Path, special: dict) -> CohortWriter:
+        return CohortWriter(
+            root,
+            "Synthetic brains",
+            made_by | special,
+            model.grid,
+            synthetic=True,
+            extra_columns=extra,
+            storage=config.storage.value,
+        )
+
+    parts = open_parts(config, rows["participant_id"].tolist(), open_writer)
+    if config.report is not None and not all(part.writer.finished for part in parts):
+        raise InputError(f"report={config.report}: {config.out} is not finished; draw it first")
+    starts = range(0, len(rows), config.batch_size)
+    if len(starts) < shares:
+        print(
+            f"{config.out}: {len(starts)} batches for {shares} processes; "
+            "a smaller batch_size has some for each"
+        )
+    mine = [
+        rows.iloc[start : start + config.batch_size].reset_index(drop=True)
+        for start in starts[share::shares]
+    ]
+    writing = _missing(parts, mine)
+    if writing:
+        mine = [batch for batch in mine if batch["participant_id"].isin(writing).any()]
+        _draw_and_write(model, mine, writing, config, device, source)
+    left = sum(conclude(part, names, model.hash) for part in parts)
+    if left:
+        print(f"{config.out}: {left} of {len(rows)} brains are left to other shards")
         return
-    done = writer.done()
-    left = rows[~rows["participant_id"].isin(done)].reset_index(drop=True)
-    model.to(device)
-    starts = range(0, len(left), config.batch_size)
-    with torch.inference_mode(), _autocast(config, device):
-        for start in track(starts, "sampling"):
-            batch = left.iloc[start : start + config.batch_size].reset_index(drop=True)
-            images = draw_images(model, batch, config, device).float().cpu().numpy()
-            for row, image in zip(batch.to_dict("records"), images, strict=True):
-                writer.add(row, image[0])
-    writer.finish()
-    print(f"{len(rows)} brains in {config.out}")
+    roots = [part.writer.root for part in parts]
+    for root in roots:
+        if needs_card(root, config.licence):
+            write_card(root, config.licence)
+    if config.report is not None:
+        add_report(roots, Path(config.report))
+    print(f"{config.out}: {f'{len(rows)} brains' if writing else 'done already'}")
 
 
-def check_sampler(sampler: SamplerConfig, model: Diffusion) -> None:
-    """Refuse steps that the model's schedule does not have."""
+def check_options(config: SampleConfig) -> None:
+    """Refuse what makes no sense.
+
+    Raises:
+        InputError: a number is too small, or no model is given.
+    """
+    if config.model is None:
+        raise InputError("'model' must be given: add model=…, a folder that train wrote")
+    for name, least in (("batch_size", 1), ("folder_size", 1), ("writers", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"{name} is {value}; give at least {least}")
+
+
+def check_sampler(config: SampleConfig, model: Diffusion) -> None:
+    """Refuse steps that the model's schedule does not have, and what no sampler can do."""
+    sampler = config.sampler
     try:
         timesteps(sampler.grid, sampler.steps, len(model.alphas_cumprod))
     except ValueError as error:
         raise InputError(f"sampler: {error}") from None
     if isinstance(sampler, DDIMConfig) and not 0 <= sampler.eta <= 1:
         raise InputError(f"sampler.eta is {sampler.eta}; give 0 to 1")
+    if not 0 <= config.rescale <= 1:
+        raise InputError(f"rescale is {config.rescale}; give 0 to 1")
 
 
-def draw_images(
-    model: Diffusion | Generator, rows: pd.DataFrame, config: SampleConfig, device: torch.device
-) -> Tensor:
-    """Return an image for each row, (B, 1, X, Y, Z) in 0..1, from noise of the row's own seed."""
-    seeds = [int(seed) for seed in rows["seed"]]
-    if isinstance(model, Generator):
-        return model.generate(row_noise(seeds, (model.latent_size,), device)[0])
-    conditions = torch.from_numpy(model.encoder.encode(rows)).to(device)
-    noise, draw = row_noise(seeds, model.autoencoder.latent_shape, device)
-    return model.decode(model.sample(conditions, noise, config.sampler, config.guidance, draw))
-
-
-def row_noise(seeds: list[int], shape: tuple[int, ...], device: torch.device):
-    """Return starting noise (B, *shape) and a source of further noise, a generator a row.
-
-    Noise is drawn on the CPU from the row's own seed, so it is the same on any device, for any
-    batch and any order of the rows.
-    """
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-
-    def draw(like: Tensor) -> Tensor:
-        rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
-        return torch.stack(rows).to(like)
-
-    return draw(torch.empty(len(seeds), *shape, device=device)), draw
-
-
-def _autocast(config: SampleConfig, device: torch.device) -> torch.autocast:
-    mixed = resolve(config.precision, device.type) == "bf16-mixed"
-    return torch.autocast(device.type, torch.bfloat16, enabled=mixed)
-
-
-def _generated_by(config: SampleConfig, model: Diffusion | Generator) -> dict:
+def _generated_by(
+    config: SampleConfig, model: Diffusion | Generator, source: Cohort | None
+) -> dict:
     """Return what the cohort depends on, as BIDS' GeneratedBy."""
     made_by = {
         "Name": "brain_ldm sample",
@@ -120,6 +146,7 @@ def _generated_by(config: SampleConfig, model: Diffusion | Generator) -> dict:
             name: model.config.trained_on.get(name) for name in ("cohort_hash", "training_rows")
         },
         "Seed": config.seed,
+        "Storage": config.storage.value,
     }
     if isinstance(model, Generator):
         return {**made_by, "N": config.n}
@@ -129,17 +156,68 @@ def _generated_by(config: SampleConfig, model: Diffusion | Generator) -> dict:
     }
     asked = {
         "Table": config.table,
+        "Population": config.population,
+        "Grid": config.grid,
         "Split": config.split,
         "N": config.n,
         "Sweep": config.sweep,
         "Noises": config.noises if config.sweep else None,
         "Ranges": config.ranges,
         "Covariates": config.covariates,
+        "Extrapolate": config.extrapolate or None,
+        **({} if source is None else provenance(config, source)),
     }
     return {
         **made_by,
         "AutoencoderHash": model.autoencoder.hash,
         "Sampler": {"Name": type(config.sampler).__name__.removesuffix("Config"), **sampler},
         "Guidance": config.guidance,
+        "Rescale": config.rescale,
         **{name: value for name, value in asked.items() if value is not None},
     }
+
+
+def _missing(parts: list[Part], batches: list[pd.DataFrame]) -> dict[str, CohortWriter]:
+    """The brains of these batches that are not there, each with the writer of its cohort.
+
+    A finished cohort that lacks some takes them again.
+    """
+    mine = {pid for batch in batches for pid in batch["participant_id"]}
+    missing = {}
+    for part in parts:
+        its = [pid for pid in part.participants if pid in mine]
+        there = kept(part.writer, its)
+        if len(there) < len(its):
+            part.writer.open_work()
+        missing |= {pid: part.writer for pid in its if pid not in there}
+    return missing
+
+
+def _draw_and_write(
+    model: Diffusion | Generator,
+    batches: list[pd.DataFrame],
+    writing: dict[str, CohortWriter],
+    config: SampleConfig,
+    device: torch.device,
+    source: Cohort | None,
+) -> None:
+    """Draw whole batches, and write those of their brains that have a writer in `writing`."""
+    processes = enough_writers(device.type) if config.writers is None else config.writers
+    try:
+        with Writers(processes) as writers, torch.inference_mode(), autocast(config, device):
+            model.to(device)
+            drawn = draw_batches(model, track(batches, "sampling"), config, device, source)
+            for batch, images in drawn:
+                for row, image in zip(batch.to_dict("records"), images, strict=True):
+                    if row["participant_id"] in writing:
+                        writers.put(writing[row["participant_id"]].add, row, image)
+    except BrokenProcessPool:
+        raise InputError(
+            f"{config.out}: a writing process died, for want of memory perhaps; "
+            "give fewer writers, and the same command goes on"
+        ) from None
+    except OSError as error:
+        raise InputError(
+            f"{config.out}: cannot be written ({error.strerror or error}); "
+            "mend that, and the same command goes on"
+        ) from None

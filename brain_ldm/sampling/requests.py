@@ -1,45 +1,63 @@
 """What is asked for: one row of covariates and a seed for each brain to be drawn."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from brain_ldm.cohorts.covariates import COVARIATES, CovariateEncoder, numbers
+from brain_ldm.cohorts.covariates import COVARIATES, CovariateEncoder
 from brain_ldm.errors import InputError
 from brain_ldm.sampling.config import SampleConfig
+from brain_ldm.sampling.population import population_rows
+from brain_ldm.sampling.ranges import drawn, stepped
+from brain_ldm.sampling.tables import changed_rows, table_rows
+
+WAYS = ("table", "population", "grid", "sweep", "from")  # of saying which brains; else n alone
+# By option, the ways that it goes with.
+GOES_WITH = {
+    "split": ("table", "population", "from"),
+    "n": ("n", "table", "population", "sweep", "from"),
+    "noises": ("sweep",),
+    "ranges": ("n", "grid", "sweep", "from"),
+    "change": ("from",),
+}
+# Options that are given by covariate: what their values are, and an example.
+BY_COVARIATE = {
+    "ranges": ((int, float, str, list), "{age: [60, 70], sex: F}"),
+    "grid": ((int,), "{age: 5, sex: 2}"),
+    "change": ((int, float), "{age: 10}"),
+}
 
 
 def requested_rows(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
     """Return participant_id, seed and the model's covariates in real units, a row a brain.
 
     A row's seed follows from `config.seed` and its number alone; the steps of a sweep share one.
+    Rows of `config.from_` have none: their noise is that of a brain, which source_id names.
 
     Raises:
         InputError: the request is contradictory or asks for what the model does not know.
     """
-    if not isinstance(config.ranges, dict | None):
-        raise InputError(
-            f"ranges: {config.ranges!r}; give a value or [low, high] by covariate, "
-            "e.g. 'ranges={age: [60, 70], sex: F}'"
-        )
-    if config.table is not None:
-        rows = _from_table(config, encoder)
-    elif config.n is None or config.n < 1:
-        raise InputError("say which brains: table=… or n=… (at least 1)")
-    elif config.noises < 1 or (config.noises > 1 and config.sweep is None):
-        raise InputError(f"noises is {config.noises}; it is for sweeps, and at least 1")
-    elif config.sweep is not None:
-        rows = _sweep(config, encoder)
+    way = _way(config)
+    asked = _asked(config, encoder)
+    if way == "table":
+        rows = table_rows(config, encoder)
+    elif way == "population":
+        rows = population_rows(config, encoder, asked)
+    elif way == "grid":
+        rows = stepped(config, encoder, config.grid)
+    elif way == "sweep":
+        sweep = stepped(config, encoder, {config.sweep: config.n})
+        rows = pd.concat([sweep] * config.noises, ignore_index=True)
+    elif way == "from":
+        rows = changed_rows(config, encoder, asked)
     else:
-        rows = _from_ranges(config, encoder)
+        rows = drawn(config, encoder)
     for name in encoder.names:
-        if name not in rows or name not in _asked(config, encoder):
+        if name not in asked or name not in rows:
             rows[name] = None
-    rows = _numbered(rows, config)
-    encoder.encode(rows)  # complains about unknown codes and values out of reach
-    return rows
+    _check_values(rows, config, encoder)
+    return _numbered(rows, config)
 
 
 def unconditional_rows(config: SampleConfig) -> pd.DataFrame:
@@ -48,111 +66,110 @@ def unconditional_rows(config: SampleConfig) -> pd.DataFrame:
     Raises:
         InputError: the request is for anything but a number of brains.
     """
-    for name in ("table", "split", "sweep", "ranges", "covariates"):
-        if getattr(config, name):
+    for name in (*WAYS, "split", "ranges", "change", "covariates", "extrapolate"):
+        if _option(config, name):
             raise InputError(f"{name}: {config.model} knows no covariates; leave {name} out")
     if config.guidance != 1:
         raise InputError(
             f"guidance is {config.guidance:g}: {config.model} is a GAN's generator and has none; "
             "leave guidance out"
         )
+    if config.rescale != 0:
+        raise InputError(
+            f"rescale is {config.rescale:g}: {config.model} is a GAN's generator and has no "
+            "guidance; leave rescale out"
+        )
     if config.n is None or config.n < 1:
         raise InputError("say how many brains: n=… (at least 1)")
     return _numbered(pd.DataFrame(index=range(config.n)), config)
 
 
-def _numbered(rows: pd.DataFrame, config: SampleConfig) -> pd.DataFrame:
-    """Return rows with their participant_id and seed."""
-    seeds = np.random.SeedSequence(config.seed).generate_state(len(rows), np.uint64) >> 1
-    rows["seed"] = seeds if config.sweep is None else np.repeat(seeds[: config.noises], config.n)
-    rows.insert(0, "participant_id", [f"sub-{config.seed:03d}{i:06d}" for i in range(len(rows))])
-    return rows
+def _option(config: SampleConfig, name: str) -> Any:
+    return config.from_ if name == "from" else getattr(config, name)
+
+
+def _way(config: SampleConfig) -> str:
+    """Return the way in which the request says which brains, one of `WAYS`, or n."""
+    given = [way for way in WAYS if _option(config, way) is not None]
+    if len(given) > 1:
+        ways = f"{', '.join(WAYS[:-1])} and {WAYS[-1]}"
+        raise InputError(f"{given[0]} and {given[1]} both say which brains; give one of {ways}")
+    way = given[0] if given else "n"
+    for name in ("n", "noises"):
+        if _option(config, name) is not None and _option(config, name) < 1:
+            raise InputError(f"{name} is {_option(config, name)}; give at least 1")
+    if config.n is None and way in ("n", "population", "sweep"):
+        raise InputError(
+            "say which brains: table=… or n=…" if way == "n" else f"{way}: say how many, n=…"
+        )
+    for name, ways in GOES_WITH.items():
+        if way not in ways and _option(config, name) != getattr(SampleConfig, name):
+            takers = " or ".join(taker for taker in ways if taker != name)
+            raise InputError(f"{name} goes with {takers}, not with {way}; leave it out")
+    for name, (kind, example) in BY_COVARIATE.items():
+        given = _option(config, name)
+        by_covariate = isinstance(given, dict) and all(type(v) in kind for v in given.values())
+        if given is not None and not by_covariate:
+            raise InputError(f"{name}: {given!r}; give it by covariate, e.g. '{name}={example}'")
+    return way
 
 
 def _asked(config: SampleConfig, encoder: CovariateEncoder) -> list[str]:
+    """Return the covariates that the model shall be told."""
     asked = encoder.names if config.covariates is None else config.covariates
-    for name in (*asked, *(config.ranges or {}), *([config.sweep] if config.sweep else [])):
+    sweep = [config.sweep] if config.sweep else []
+    for name in (
+        *asked,
+        *(config.ranges or {}),
+        *(config.grid or {}),
+        *(config.change or {}),
+        *sweep,
+    ):
         if name not in encoder.names:
             raise InputError(
                 f"{config.model}: knows no covariate '{name}', only {', '.join(encoder.names)}"
             )
+        if name not in asked:
+            raise InputError(f"{name}: covariates leaves it out; add it there")
+    if config.sweep in COVARIATES and COVARIATES[config.sweep].levels:
+        raise InputError(
+            f"sweep={config.sweep}: a sweep needs a covariate that is a number; "
+            f"grid={{{config.sweep}: {len(COVARIATES[config.sweep].levels)}}} takes each code"
+        )
     return asked
 
 
-def _from_table(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
-    if config.sweep is not None or config.ranges:
-        raise InputError("give table=…, or n=… with ranges or a sweep, not both")
-    path = Path(config.table)
-    if not path.is_file():
-        raise InputError(f"{path}: no such table")
+def _check_values(rows: pd.DataFrame, config: SampleConfig, encoder: CovariateEncoder) -> None:
+    """Refuse values that the model was not trained on, or cannot even extrapolate to."""
+    named = rows.rename(columns={"source_id": "participant_id"})
+    outside = [] if config.extrapolate else encoder.check_range(named)
+    if outside:
+        row, name, value, low, high = outside[0]
+        unit = encoder.units[encoder.names.index(name)]
+        source = f" ({rows['source_id'][row]})" if "source_id" in rows else ""
+        if name in (config.ranges or {}):
+            where, mend = f"ranges.{name}", "stay within it"
+        elif name in (config.change or {}):
+            where, mend = f"change.{name}: {name} of row {row + 1}{source}", "change less"
+        else:
+            where, mend = f"{config.table}: {name} of row {row + 1}{source}", "take such rows out"
+        count = len({row for row, *_ in outside})
+        raise InputError(
+            f"{where} is {value:.10g} {unit}".rstrip()
+            + f", outside the training range of {low:.10g} to {high:.10g} {unit}".rstrip()
+            + f" ({count} of {len(rows)} rows are outside); {mend}, or give extrapolate=true"
+        )
     try:
-        table = pd.read_csv(path, sep="\t", dtype=str, na_values=["n/a", ""], keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not a readable table ({error})") from None
-    if config.split is not None:
-        if "split" not in table:
-            raise InputError(f"{path}: no column split, so split={config.split} finds nothing")
-        table = table[table["split"] == config.split]
-    table = table.head(config.n) if config.n is not None else table
-    if table.empty:
-        raise InputError(f"{path}: no rows" + (f" of split {config.split}" if config.split else ""))
-    table = table.reset_index(drop=True)
-    try:
-        found = {
-            name: table[name]
-            if name in COVARIATES and COVARIATES[name].levels
-            else numbers(table, name)
-            for name in dict.fromkeys([*COVARIATES, *encoder.names])
-            if name in table
-        }
+        encoder.encode(named)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    rows = pd.DataFrame(found, index=table.index)
-    if "participant_id" in table:
-        rows["source_id"] = table["participant_id"]
+        raise InputError(f"{config.table}: {error}" if config.table else str(error)) from None
+
+
+def _numbered(rows: pd.DataFrame, config: SampleConfig) -> pd.DataFrame:
+    """Return rows with their participant_id and, unless they have noise of their own, seed."""
+    if config.from_ is None:
+        seeds = np.random.SeedSequence(config.seed).generate_state(len(rows), np.uint64) >> 1
+        steps = config.n if config.sweep else 1
+        rows["seed"] = np.repeat(seeds[: len(rows) // steps], steps)
+    rows.insert(0, "participant_id", [f"sub-{config.seed:03d}{i:06d}" for i in range(len(rows))])
     return rows
-
-
-def _limits(config: SampleConfig, encoder: CovariateEncoder, name: str) -> tuple[Any, Any]:
-    """Return the lowest and highest value of a covariate, in its unit or as a code."""
-    levels = list(COVARIATES[name].levels) if name in COVARIATES else []
-    index = encoder.names.index(name)
-    default = (levels[0], levels[-1]) if levels else (encoder.low[index], encoder.high[index])
-    given = (config.ranges or {}).get(name, default)
-    low, high = given if isinstance(given, list | tuple) and len(given) == 2 else (given, given)
-    if levels:
-        wrong = [code for code in (low, high) if code not in levels]
-    else:
-        wrong = [v for v in (low, high) if isinstance(v, bool) or not isinstance(v, int | float)]
-    if wrong:
-        expected = " or ".join(levels) if levels else "a number, or [low, high]"
-        raise InputError(f"ranges.{name}: {given!r}; give {expected}")
-    return low, high
-
-
-def _from_ranges(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
-    columns = {}
-    random = np.random.default_rng(np.random.SeedSequence([config.seed, config.n]))
-    for name in encoder.names:
-        low, high = _limits(config, encoder, name)
-        share = random.random(config.n)
-        if isinstance(low, str):
-            columns[name] = np.where(share < 0.5, low, high)
-        else:
-            columns[name] = low + (high - low) * share
-    return pd.DataFrame(columns, index=range(config.n))
-
-
-def _sweep(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
-    columns = {}
-    for name in encoder.names:
-        low, high = _limits(config, encoder, name)
-        if isinstance(low, str):
-            if name == config.sweep:
-                raise InputError(f"sweep={name}: a sweep needs a covariate that is a number")
-            columns[name] = [low] * config.n
-        elif name == config.sweep:
-            columns[name] = np.linspace(low, high, config.n)
-        else:
-            columns[name] = np.full(config.n, (low + high) / 2)
-    return pd.concat([pd.DataFrame(columns)] * config.noises, ignore_index=True)

@@ -1,14 +1,17 @@
 """A cohort that grows: what `preprocess` asks of the writer."""
 
+import hashlib
 import json
+import time
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
 from brain_ldm.cohorts.cohort import assign_split, open_cohort
 from brain_ldm.cohorts.grid import VoxelGrid
-from brain_ldm.cohorts.writer import CohortWriter
+from brain_ldm.cohorts.writer import IMAGE, CohortWriter
 
 GRID = VoxelGrid((12, 14, 10), np.diag([4.0, 4.0, 4.0, 1.0]))
 
@@ -115,3 +118,59 @@ def test_a_sidecar_says_where_an_image_came_from(tmp_path):
     made.add({"participant_id": "sub-01"}, image, sidecar={"Sources": ["raw/01.nii.gz"]})
     (path,) = (tmp_path / "cohort").glob("sub-01/anat/*_T1w.json")
     assert json.loads(path.read_text()) == {"SkullStripped": True, "Sources": ["raw/01.nii.gz"]}
+
+
+def test_a_row_says_how_long_its_image_is_and_its_sha256(root):
+    row = writer(root).done(["sub-02"])["sub-02"]
+    content = (root / row[IMAGE]["file"]).read_bytes()
+    assert row[IMAGE]["bytes"] == len(content)
+    assert row[IMAGE]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_the_same_image_is_the_same_file(tmp_path):
+    for name in "ab":
+        made = writer(tmp_path / name)
+        add(made, 1)
+        time.sleep(1.1)  # gzip's clock counts seconds
+    (one,), (other,) = (list((tmp_path / name).rglob("*.nii.gz")) for name in "ab")
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_rows_of_some_participants_are_read_without_the_others(root):
+    (root / ".unfinished/rows/sub-01.json").write_text("{")  # would not be read
+    assert set(writer(root).done(["sub-02", "sub-77"])) == {"sub-02"}
+
+
+@pytest.mark.parametrize(
+    ("storage", "kind", "step"), [("int16", "int16", 4096), ("uint8", "uint8", 255)]
+)
+def test_integers_hold_0_and_1(tmp_path, storage, kind, step):
+    made = writer(tmp_path / "cohort", storage=storage)
+    image = np.zeros(GRID.shape, np.float32)
+    image[0, 0, :3] = 1, 0.5, 1 / step
+    made.add({"participant_id": "sub-01"}, image)
+    (path,) = (tmp_path / "cohort").rglob("*.nii.gz")
+    stored = nib.load(path)
+    assert stored.get_data_dtype() == kind
+    assert stored.dataobj.get_unscaled().max() == step
+    assert np.abs(stored.get_fdata() - image).max() <= 0.5 / step + 1e-7
+    assert stored.get_fdata()[1].max() == 0
+
+
+def test_floats_are_stored_as_they_are(tmp_path):
+    made = writer(tmp_path / "cohort", storage="float32")
+    add(made, 1)
+    (path,) = (tmp_path / "cohort").rglob("*.nii.gz")
+    drawn = np.random.default_rng(1).random(GRID.shape, dtype=np.float32)
+    assert np.array_equal(nib.load(path).get_fdata(dtype=np.float32), drawn)
+
+
+def test_a_finished_cohort_may_take_a_lost_image_again(tmp_path):
+    made = writer(tmp_path / "cohort", grows=False)
+    add(made, 1)
+    made.finish()
+    assert not made.work.exists()
+    again = writer(tmp_path / "cohort", grows=False)
+    again.open_work()
+    add(again, 1)
+    assert set(again.done()) == {"sub-01"}

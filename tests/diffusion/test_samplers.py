@@ -10,48 +10,30 @@ from diffusers import DDPMScheduler as DiffusersDDPM
 from monai.networks.schedulers import DDIMScheduler as MonaiDDIM
 from monai.networks.schedulers import DDPMScheduler as MonaiDDPM
 
-from brain_ldm.diffusion.config import Grid, Prediction, ScheduleConfig
+from brain_ldm.diffusion.config import Grid, Prediction
+from brain_ldm.diffusion.dpm_solver import dpmpp_2m, dpmpp_2m_sde
 from brain_ldm.diffusion.grid import timesteps
-from brain_ldm.diffusion.parameterisation import to_epsilon
 from brain_ldm.diffusion.samplers import ddim, ddpm
-from brain_ldm.diffusion.schedule import make_schedule
+from tests.diffusion.toys import (
+    ALPHA_BAR,
+    OPTIONS,
+    diffusers_name,
+    drawer,
+    exact_moments,
+    network,
+    recording,
+    start,
+)
 
-SHAPE = (2, 3, 4, 3, 2)
-OPTIONS = {"beta_start": 0.0015, "beta_end": 0.0205, "clip_sample": False}
-ALPHA_BAR = make_schedule(ScheduleConfig())
-
-
-def network(x, t, prediction=Prediction.epsilon):
-    """A fixed nonlinear denoiser: it takes x for a noised version of a bounded image."""
-    a, s = ALPHA_BAR[t].item() ** 0.5, (1 - ALPHA_BAR[t].item()) ** 0.5
-    x0 = torch.tanh(1.5 * x + 0.4 * x.roll(1, dims=-2) + 0.1)
-    epsilon = (x - a * x0) / s
-    answers = {Prediction.epsilon: epsilon, Prediction.v: a * epsilon - s * x0, Prediction.x0: x0}
-    return answers[prediction]
-
-
-def start(dtype, shape=SHAPE):
-    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
-
-
-def drawer(seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    return lambda like: torch.randn(like.shape, dtype=like.dtype, generator=generator)
-
-
-def recording(prediction, seen):
-    """Our denoiser around `network`, which keeps every x it was asked about."""
-
-    def denoise(x, t):
-        seen.append(x)
-        return to_epsilon(prediction, network(x, t, prediction), x, ALPHA_BAR[t])
-
-    return denoise
-
-
-def diffusers_name(prediction):
-    names = {Prediction.epsilon: "epsilon", Prediction.v: "v_prediction", Prediction.x0: "sample"}
-    return names[prediction]
+# Every sampler as a function of a denoiser, noise, timesteps and a draw.
+SAMPLERS = {
+    "ddpm": lambda denoise, x, grid, draw: ddpm(denoise, x, ALPHA_BAR, grid, draw),
+    "ddim": lambda denoise, x, grid, draw: ddim(denoise, x, ALPHA_BAR, grid),
+    "ddim-1": lambda denoise, x, grid, draw: ddim(denoise, x, ALPHA_BAR, grid, 1.0, draw),
+    "dpmpp_2m": lambda denoise, x, grid, draw: dpmpp_2m(denoise, x, ALPHA_BAR, grid),
+    "dpmpp_2m_sde": lambda denoise, x, grid, draw: dpmpp_2m_sde(denoise, x, ALPHA_BAR, grid, draw),
+}
+EACH_SAMPLER = pytest.mark.parametrize("name", SAMPLERS)
 
 
 def assert_same_trajectory(ours, theirs):
@@ -212,22 +194,6 @@ def closed_form(visited, eta=None):
     return M + mean, variance
 
 
-def exact_moments(sample, draws):
-    """Mean and variance of a chain that is affine in its start and its draws, without chance.
-
-    Row 0 gets zeros for everything: the mean. Row i gets 1 for the i-th of them and zeros for the
-    rest, so that its distance from row 0 is what that normal variable is multiplied by.
-    """
-    ones = iter(torch.eye(1 + draws, dtype=torch.float64))
-
-    def unit(like):
-        return torch.cat([torch.zeros(1, dtype=like.dtype), next(ones)]).reshape(like.shape)
-
-    x = sample(unit(torch.zeros(2 + draws, 1, dtype=torch.float64)), unit).flatten()
-    assert next(ones, None) is None, "the sampler drew less often than expected"
-    return x[0].item(), (x[1:] - x[0]).square().sum().item()
-
-
 CHAINS = {
     "ddpm": (None, lambda x, grid, draw: ddpm(best_denoiser, x, ALPHA_BAR, grid, draw)),
     "ddim": (0.0, lambda x, grid, draw: ddim(best_denoiser, x, ALPHA_BAR, grid)),
@@ -240,7 +206,8 @@ EACH_CHAIN = pytest.mark.parametrize("chain", CHAINS)
 def sampled_moments(chain, grid):
     eta, sample = CHAINS[chain]
     draws = 0 if eta == 0 else len(grid) - 1
-    return exact_moments(lambda x, draw: sample(x, grid, draw), draws)
+    mean, variance = exact_moments(lambda x, draw: sample(x, grid, draw), draws)
+    return mean.item(), variance.item()
 
 
 @EACH_CHAIN
@@ -291,9 +258,10 @@ def test_ddim_with_eta_1_is_ddpm():
     )
 
 
+@EACH_SAMPLER
 @pytest.mark.parametrize("steps", [2, 9, 50])
 @pytest.mark.parametrize("grid", Grid)
-def test_the_last_step_of_every_grid_ends_at_the_clean_image(grid, steps):
+def test_the_last_step_of_every_grid_ends_at_the_clean_image(grid, steps, name):
     """Where all data are one image, every sampler must end at it, with no noise left."""
     image = start(torch.float64)
 
@@ -301,16 +269,12 @@ def test_the_last_step_of_every_grid_ends_at_the_clean_image(grid, steps):
         return (x - ALPHA_BAR[t].sqrt() * image) / (1 - ALPHA_BAR[t]).sqrt()
 
     x, visited = start(torch.float64).flip(0), timesteps(grid, steps, 1000)
-    for sample in [
-        ddpm(denoise, x, ALPHA_BAR, visited, drawer()),
-        ddim(denoise, x, ALPHA_BAR, visited),
-        ddim(denoise, x, ALPHA_BAR, visited, 1.0, drawer()),
-    ]:
-        torch.testing.assert_close(sample, image, rtol=0, atol=1e-10)
+    sample = SAMPLERS[name](denoise, x, visited, drawer())
+    torch.testing.assert_close(sample, image, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("chain", ["ddpm", "ddim-1"])
-def test_a_row_is_the_same_whatever_the_batch(chain):
+@pytest.mark.parametrize("name", ["ddpm", "ddim-1", "dpmpp_2m_sde"])
+def test_a_row_is_the_same_whatever_the_batch(name):
     def sample(seeds):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
@@ -319,10 +283,7 @@ def test_a_row_is_the_same_whatever_the_batch(chain):
             return torch.stack(rows)
 
         x = draw(torch.empty(len(seeds), 3, 4, 5))
-        grid = timesteps(Grid.leading, 10, 1000)
-        if chain == "ddpm":
-            return ddpm(network, x, ALPHA_BAR, grid, draw)
-        return ddim(network, x, ALPHA_BAR, grid, 1.0, draw)
+        return SAMPLERS[name](network, x, timesteps(Grid.leading, 10, 1000), draw)
 
     together = sample([11, 22, 33])
     assert torch.equal(sample([22]), together[1:2])
@@ -330,31 +291,26 @@ def test_a_row_is_the_same_whatever_the_batch(chain):
     assert not torch.equal(together[0], together[1])
 
 
+@EACH_SAMPLER
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("chain", ["ddpm", "ddim"])
-def test_a_network_in_bfloat16_does_not_pull_the_image_down_to_it(chain, dtype):
+def test_a_network_in_bfloat16_does_not_pull_the_image_down_to_it(name, dtype):
     def coarse(x, t):
         return torch.tanh(x).bfloat16()
 
     def sample(denoise):
         grid = timesteps(Grid.leading, 5, 1000)
-        if chain == "ddpm":
-            return ddpm(denoise, start(dtype), ALPHA_BAR, grid, drawer())
-        return ddim(denoise, start(dtype), ALPHA_BAR, grid)
+        return SAMPLERS[name](denoise, start(dtype), grid, drawer())
 
     sampled = sample(coarse)
     assert sampled.dtype == dtype
     assert torch.equal(sampled, sample(lambda x, t: coarse(x, t).to(dtype)))
 
 
-def test_sampling_keeps_no_graph_and_leaves_the_starting_noise_alone():
+@EACH_SAMPLER
+def test_sampling_keeps_no_graph_and_leaves_the_starting_noise_alone(name):
     weight = torch.ones(1, requires_grad=True)
     x, grid = start(torch.float32), timesteps(Grid.leading, 5, 1000)
-    for sample in [
-        ddpm(lambda x, t: weight * x, x, ALPHA_BAR, grid, drawer()),
-        ddim(lambda x, t: weight * x, x, ALPHA_BAR, grid),
-    ]:
-        assert not sample.requires_grad
+    assert not SAMPLERS[name](lambda x, t: weight * x, x, grid, drawer()).requires_grad
     assert torch.equal(x, start(torch.float32))
 
 
@@ -376,10 +332,9 @@ def test_eta_without_draw_is_refused():
         ddim(network, start(torch.float32), ALPHA_BAR, torch.tensor([500, 0]), eta=0.5)
 
 
+@EACH_SAMPLER
 @pytest.mark.parametrize("visited", [[], [0, 500], [500, 500, 0], [1000, 0], [500, -1]])
-def test_timesteps_that_are_no_descent_through_the_schedule_are_refused(visited):
-    x, visited = start(torch.float32), torch.tensor(visited, dtype=torch.int64)
+def test_timesteps_that_are_no_descent_through_the_schedule_are_refused(visited, name):
+    visited = torch.tensor(visited, dtype=torch.int64)
     with pytest.raises(ValueError, match="timesteps"):
-        ddim(network, x, ALPHA_BAR, visited)
-    with pytest.raises(ValueError, match="timesteps"):
-        ddpm(network, x, ALPHA_BAR, visited, drawer())
+        SAMPLERS[name](network, start(torch.float32), visited, drawer())

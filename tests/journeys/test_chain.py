@@ -49,7 +49,7 @@ def chain(run, **phantoms):
         succeed("train", f"experiment={name}_demo", "trainer.val_every=2", *TINY[name])
     model = ["model=models/ldm_demo", "sampler.steps=3"]
     table = "table=cohorts/phantom/participants.tsv"
-    succeed("sample", *model, table, "split=test", "out=cohorts/synthetic")
+    succeed("sample", *model, table, "split=test", "extrapolate=true", "out=cohorts/synthetic")
     succeed("sample", *model, "sweep=age", "n=3", "out=cohorts/sweep")
     succeed("train", "experiment=embedding_demo", *TINY["embedding"], *SHORT)
     for name in ("lsgan", "vae_gan"):
@@ -96,7 +96,7 @@ def test_from_the_template_to_the_report(run_command, workplace):
     assert "autoencoder: models/ae_demo" in config and "${" not in config
     # A second call of sample finds its work done; other brains do not mix with those there.
     table = "table=cohorts/phantom/participants.tsv"
-    same = ["model=models/ldm_demo", "sampler.steps=3", table, "split=test"]
+    same = ["model=models/ldm_demo", "sampler.steps=3", table, "split=test", "extrapolate=true"]
     code, out, _ = run_command("sample", *same, "out=cohorts/synthetic")
     assert code == 0 and "done already" in out
     code, _, err = run_command("sample", *same, "out=cohorts/synthetic", "seed=9")

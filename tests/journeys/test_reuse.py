@@ -51,7 +51,7 @@ def test_fine_tuning_to_other_covariates(trainings, run_command, one_line, workp
     # A table may ask for it too.
     code, _, err = run_command(
         "sample", "model=new", f"table={wider_cohort}/participants.tsv", "split=val",
-        "sampler.steps=2", "out=asked",
+        "sampler.steps=2", "extrapolate=true", "out=asked",
     )  # fmt: skip
     assert code == 0, err
     asked = pd.read_csv("asked/participants.tsv", sep="\t")
