@@ -50,7 +50,7 @@ from brain_ldm.networks.config import (
 )
 from brain_ldm.networks.embedding import EmbeddingNetwork
 from brain_ldm.networks.generator import GeneratorNetwork
-from brain_ldm.networks.segmenter import build_segmenter
+from brain_ldm.networks.segmenter import build_segmenter, standard_contrast
 from brain_ldm.networks.unet import ConditionalUNet
 
 CONFIG, WEIGHTS, CARD = "config.yaml", "weights.safetensors", "MODEL_CARD.md"
@@ -216,8 +216,16 @@ class Segmenter(Model):
         return list(self.config.classes)
 
     def posteriors(self, images: Tensor) -> Tensor:
-        """Return class probabilities (B, K, X, Y, Z) for images (B, 1, X, Y, Z)."""
-        return self.network(images).float().softmax(dim=1)
+        """Return class probabilities (B, K, X, Y, Z) for images (B, 1, X, Y, Z).
+
+        At a second look: the first one tells where tissues lie, and contrast is made standard.
+        """
+        first = self.network(images).float().softmax(dim=1)
+        csf, grey, white, ventricle = (
+            first[:, self.classes.index(name)] for name in ("csf", "grey", "white", "ventricle")
+        )
+        tissues = torch.stack([csf + ventricle, grey, white], dim=1)
+        return self.network(standard_contrast(images, tissues)).float().softmax(dim=1)
 
     def volumes(self, images: Tensor) -> dict[str, Tensor]:
         """Return ventricular and brain (grey and white) volume in mm³, each (B,).
