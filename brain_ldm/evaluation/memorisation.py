@@ -14,7 +14,8 @@ same training brains. Two quantities of each brain:
   ones without being copies, therefore also
 - the distance ratio: distance to its closest training brain over distance to its closest held-out
   brain (other than itself). A copy's is near 0; a brain that is close to all brains alike has the
-  ratio of a real one.
+  ratio of a real one. Not quite where brains are much smoother than real ones, whose noise keeps
+  all distances alike: their ratios scatter more, and more of them are flagged.
 
 In each, a brain is flagged where it goes beyond the threshold that 95 % of held-out brains keep,
 and the count of flagged synthetic brains is tested against the exact distribution that it has if
