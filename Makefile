@@ -73,10 +73,10 @@ models/%_demo/$(MODEL): | $(INSTALLED)
 cohorts/demo_synthetic/$(COHORT): models/ldm_demo/$(MODEL)
 	$(call stage,Synthetic brains for the held-out participants,brain_ldm.sample model=models/ldm_demo \
 	    table=cohorts/phantom/participants.tsv split=test extrapolate=true out=$(@D) seed=1 \
-	    sampler.grid=trailing guidance=1.75)
+	    sampler.grid=trailing)
 
 cohorts/demo_sweep_%/$(COHORT): models/ldm_demo/$(MODEL)
-	$(call stage,One brain as its $* changes,brain_ldm.sample model=models/ldm_demo sweep=$* n=7 out=$(@D) seed=1 sampler.grid=trailing guidance=1.75)
+	$(call stage,One brain as its $* changes,brain_ldm.sample model=models/ldm_demo sweep=$* n=7 out=$(@D) seed=1 sampler.grid=trailing)
 
 empty :=
 comma := ,

@@ -121,6 +121,31 @@ def test_volumes_are_soft_sums_in_cubic_millimetres():
 
 
 @torch.no_grad()
+def test_brighter_grey_matter_is_no_more_grey_matter(monkeypatch):
+    """A network that takes intensities as they are counts right where contrast is standard."""
+    model = segmenter()
+    places = torch.tensor([0.0, 0.22, 0.5, 0.75])
+
+    def by_intensity(images):
+        logits = -1000 * (images - places.view(1, 4, 1, 1, 1)) ** 2
+        return torch.cat([logits, torch.full_like(images, -1e4)], dim=1)
+
+    monkeypatch.setattr(model.network, "forward", by_intensity)
+    shares = torch.rand(1, 1, 40, 56, 40).round()  # of grey matter, the rest is CSF
+    shares[:, :, 20] = 0.4  # border voxels
+    white = torch.arange(56).view(1, 1, 1, 56, 1) < 5
+
+    def brain(grey):
+        images = torch.where(white, 0.75, 0.22 + (grey - 0.22) * shares)
+        return float(model.volumes(images)["brain_volume"]), model.network(images)
+
+    usual, bright = brain(0.5), brain(0.56)
+    one_look = [float(logits.softmax(1)[:, 2:4].sum() * 64) for _, logits in (usual, bright)]
+    assert one_look[1] > 1.001 * one_look[0]
+    assert bright[0] == pytest.approx(usual[0], rel=1e-5)
+
+
+@torch.no_grad()
 def test_the_latent_scale_is_divided_out_when_sampling():
     model = diffusion()
     noise = torch.randn(1, 3, 10, 14, 10)

@@ -13,23 +13,18 @@ same training brains. Two quantities of each brain:
 - similarity to its closest training brain. Synthetic brains that are smooth or average have high
   ones without being copies, therefore also
 - the distance ratio: distance to its closest training brain over distance to its closest held-out
-  brain (other than itself). A copy's is near 0.
+  brain (other than itself). A copy's is near 0; a brain that is close to all brains alike has the
+  ratio of a real one. Not quite where brains are much smoother than real ones, whose noise keeps
+  all distances alike: their ratios scatter more, and more of them are flagged.
 
-In each, a brain is flagged where it goes beyond the threshold that 95 % of held-out brains keep.
-The count of flagged similarities is tested against the exact distribution that it has if synthetic
-and held-out brains are exchangeable (`exceedance_p`). The count of flagged ratios is tested against
-what it becomes when the real brains are told apart at random, as many training and held-out ones as
-there are (`relabelled`): exact whatever synthetic brains are like, since a generator that learnt
-people and not these people leaves training and held-out brains exchangeable. (Ratios of smooth
-brains scatter more than those of real ones, whose noise keeps all distances alike.) Synthetic
-brains count as copies where both tests reject: the chance of a wrong alarm is then at most that of
-either. A generator that is merely overfitted is called so too, by as many brains as it puts too
-close.
+In each, a brain is flagged where it goes beyond the threshold that 95 % of held-out brains keep,
+and the count of flagged synthetic brains is tested against the exact distribution that it has if
+synthetic and held-out brains are exchangeable (`exceedance_p`). Synthetic brains count as copies
+where both tests reject: the chance of a wrong alarm is then at most that of either.
 
 What the verdict rests on: held-out brains come from the same people as training brains do, and
-synthetic ones were not drawn for the covariates of training ones. A decoder's softness moves
-synthetic brains away from real ones and hides copies: give reconstructions of the real brains, or
-latents.
+synthetic ones were drawn for the covariates of held-out ones. A decoder's softness moves synthetic
+brains away from real ones and hides copies: give reconstructions of the real brains, or latents.
 
 Brains are compared as vectors: embeddings (which forgive a flip or a shift if they were taught
 to), flattened latents, or flattened voxels (best at 4 mm: all pairs are compared). How many copies
@@ -52,8 +47,6 @@ SIGNIFICANCE = 0.05  # of the verdict: the chance to call brains copies that are
 POWER = 0.8  # with which the detectable share is found, at least
 CONFIDENCE = 0.95  # of the intervals of shares
 NEAR_ZERO = 1e-12  # a distance that is none
-RELABELLINGS = 999
-MISSED = 1e-3  # probability that none of the closest real brains that are kept is of one kind
 
 
 @dataclass(frozen=True)
@@ -73,14 +66,12 @@ class Comparison:
 
     `threshold` is what all but `1 - level` of held-out brains keep: a similarity, or a ratio of
     distances. `held_out` counts each held-out brain against the threshold of all others; that is
-    the stated rate of false positives, and by construction at most `1 - level`. `expected` is the
-    share of synthetic brains that chance would flag.
+    the stated rate of false positives, and by construction at most `1 - level`.
     """
 
     threshold: float
     synthetic: Share
     held_out: Share
-    expected: float
     median_synthetic: float
     median_held_out: float
     p: float
@@ -179,33 +170,24 @@ def audit(
             _unit(rows[start : start + block], measure, start, f"{name} brain")
 
     options = {"measure": measure, "block": block}
-    kept = closest_kept(counts[0], counts[1])
-    rows, near = closest(synthetic, train, kept, **options)
-    held_rows, far = closest(synthetic, held_out, kept, **options)
-    to_train = near[:, 0]
-    real_to_train = nearest(held_out, train, **options)[1]
-    real_ratios = distance_ratio(
+    rows, to_train = nearest(synthetic, train, **options)
+    _, real_to_train = nearest(held_out, train, **options)
+    ratios = _distance_ratio(to_train, nearest(synthetic, held_out, **options)[1])
+    real_ratios = _distance_ratio(
         real_to_train, nearest(held_out, held_out, **options, skip_same=True)[1]
     )
-    by_chance = stats.betabinom(counts[2], beyond, counts[1] + 1 - beyond)
-    similarity = _compared(to_train, real_to_train, level, by_chance.mean() / counts[2])
-    ratio = _compared(-distance_ratio(to_train, far[:, 0]), -real_ratios, level, 0.0, sign=-1)
-    flagged = relabelled(rows, near, held_rows, far, counts[0], counts[1], ratio.threshold)
-    ratio = replace(
-        ratio,
-        expected=float(flagged.mean() / counts[2]),
-        p=float((1 + (flagged >= ratio.synthetic.flagged).sum()) / (1 + len(flagged))),
-    )
+    similarity = _compared(to_train, real_to_train, level)
+    ratio = _compared(-ratios, -real_ratios, level, sign=-1)
     recognised, rate = None, 1.0
     if "planted" in sets:
         _, of_copies = nearest(planted, train, **options)
-        copied = distance_ratio(of_copies, nearest(planted, held_out, **options)[1])
+        copied = _distance_ratio(of_copies, nearest(planted, held_out, **options)[1])
         told = (of_copies > similarity.threshold) & (copied < ratio.threshold)
         recognised = _share(int(told.sum()), len(told))
         rate = recognised.share
     first = np.argsort(-to_train, kind="stable")[:shown]
     copies = max(similarity.p, ratio.p) <= significance
-    detectable = detectable_share(counts[2], counts[1], beyond, flagged, rate, significance)
+    detectable = detectable_share(counts[2], counts[1], beyond, rate, significance)
     return replace(
         found,
         copies=copies,
@@ -216,7 +198,7 @@ def audit(
         similarity=similarity,
         distance_ratio=ratio,
         dar=_dar(train, held_out, synthetic, level, options),
-        closest=tuple((int(s), int(rows[s, 0]), float(to_train[s])) for s in first),
+        closest=tuple((int(s), int(rows[s]), float(to_train[s])) for s in first),
     )
 
 
@@ -227,101 +209,33 @@ def nearest(
     block: int = 256,
     skip_same: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the closest reference of each query: `closest` with one, (n,) and (n,)."""
-    index, found = closest(queries, references, 1, measure, block, skip_same)
-    return index[:, 0], found[:, 0]
-
-
-def closest(
-    queries: np.ndarray,
-    references: np.ndarray,
-    count: int,
-    measure: Measure = "pearson",
-    block: int = 256,
-    skip_same: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Find the `count` closest references of each query, the closest first.
+    """Find the closest reference of each query.
 
     Args:
         queries, references: (n, ...) and (m, ...); rows are flattened.
-        count: how many.
         measure: of similarity.
         block: rows of each that are compared at once.
         skip_same: whether a reference with the query's own row number does not count.
 
     Returns:
-        Row numbers, int (n, count), and similarities, float (n, count); -1 and -inf where there
-        are no more.
+        Row numbers of the closest, int (n,), and similarities, float (n,); -1 and -inf where there
+        is none.
 
     Raises:
         InputError: a row is constant or not finite.
     """
-    index = np.full((len(queries), count), -1)
-    best = np.full((len(queries), count), -np.inf)
+    index = np.full(len(queries), -1)
+    best = np.full(len(queries), -np.inf)
     for q, r, found in _blocks(queries, references, measure, block):
         if skip_same:
             same = np.arange(len(queries))[q, None] == np.arange(len(references))[r]
             found = np.where(same, -np.inf, found)
-        numbers = np.broadcast_to(np.arange(len(references))[r], found.shape)
-        values = np.concatenate([best[q], found], axis=1)
-        rows = np.concatenate([index[q], numbers], axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")[:, :count]
-        best[q] = np.take_along_axis(values, order, 1)
-        index[q] = np.take_along_axis(rows, order, 1)
-    index[np.isneginf(best)] = -1
+        at = found.argmax(1)
+        value = found[np.arange(len(found)), at]
+        better = value > best[q]
+        index[q] = np.where(better, at + r.start, index[q])
+        best[q] = np.where(better, value, best[q])
     return index, best
-
-
-def closest_kept(n_train: int, n_held_out: int) -> int:
-    """How many of the closest real brains to keep, so that both kinds are among them.
-
-    However they are told apart, all are of one kind with probability `MISSED` at most.
-    """
-    rarer = min(n_train, n_held_out) / (n_train + n_held_out)
-    return min(n_train + n_held_out, math.ceil(math.log(MISSED) / math.log1p(-rarer)))
-
-
-def relabelled(
-    train_rows: np.ndarray,
-    to_train: np.ndarray,
-    held_out_rows: np.ndarray,
-    to_held_out: np.ndarray,
-    n_train: int,
-    n_held_out: int,
-    threshold: float,
-) -> np.ndarray:
-    """Count synthetic brains with a low distance ratio when real brains are told apart at random.
-
-    A permutation test with the real brains as units: it keeps what synthetic brains are like, and
-    that many of them can be close to the same real one.
-
-    Args:
-        train_rows, to_train: (n, k) each, the closest training brains and their similarities.
-        held_out_rows, to_held_out: the same of held-out brains.
-        n_train, n_held_out: how many there are.
-        threshold: of the distance ratio.
-
-    Returns:
-        int (RELABELLINGS,), a count for each random division of all real brains into as many
-        training and held-out ones.
-    """
-    rows = np.concatenate([train_rows, held_out_rows + n_train * (held_out_rows >= 0)], axis=1)
-    similarity = np.concatenate([to_train, to_held_out], axis=1)
-    # Of all real brains these are the closest for certain; further ones may lack in either list.
-    count = min(to_train.shape[1], n_train + n_held_out)
-    order = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
-    rows = np.take_along_axis(rows, order, 1)
-    similarity = np.take_along_axis(similarity, order, 1)
-    rng = np.random.default_rng(0)
-    flagged = []
-    for _ in range(RELABELLINGS):
-        in_training = rng.permutation(n_train + n_held_out) < n_train
-        of = in_training[rows]
-        near, far = (np.where(kind.any(1), kind.argmax(1), count - 1) for kind in (of, ~of))
-        lines = np.arange(len(rows))
-        ratios = distance_ratio(similarity[lines, near], similarity[lines, far])
-        flagged.append(int((ratios < threshold).sum()))
-    return np.array(flagged)
 
 
 def exceedance_p(flagged: int, n_synthetic: int, n_held_out: int, beyond: int) -> float:
@@ -341,41 +255,25 @@ def detectable_share(
     n_synthetic: int,
     n_held_out: int,
     beyond: int,
-    relabelled: np.ndarray,
     recognised: float = 1.0,
     significance: float = SIGNIFICANCE,
 ) -> float | None:
     """Return the smallest share of copies that both tests find together with 80 % power.
 
     Copies are taken to be flagged with the probability `recognised`, or else as other brains are:
-    as often as chance flags them. Each test is asked for 90 %, so that both together have 80 %
-    however they depend on each other. None where no share is enough.
-
-    Args:
-        n_synthetic, n_held_out: how many there are.
-        beyond: held-out brains at or beyond the threshold of similarity.
-        relabelled: what `relabelled` counted.
-        recognised: share of planted copies that are flagged in both quantities.
-        significance: of either test.
+    as often as held-out ones. Each test is asked for 90 %, so that both together have 80 % however
+    they depend on each other. None where no share is enough.
     """
-    # Shares of brains that chance flags in similarity, equally likely each.
+    # Shares beyond the threshold that chance gives, equally likely each.
     chance = stats.beta.ppf((np.arange(500) + 0.5) / 500, beyond, n_held_out + 1 - beyond)
     counts = np.arange(n_synthetic + 1)
-    tail = stats.betabinom(n_synthetic, beyond, n_held_out + 1 - beyond).sf(counts - 1)
-    drawn = np.concatenate([relabelled, [n_synthetic]])  # as the count itself is one of them
-    ratio_tail = (drawn[None] >= counts[:, None]).mean(1)
-    tests = []
-    for odds, background in ((tail, chance), (ratio_tail, relabelled / n_synthetic)):
-        if odds[-1] > significance:
-            return None
-        tests.append((int(np.argmax(odds <= significance)), background))
+    chances = stats.betabinom(n_synthetic, beyond, n_held_out + 1 - beyond).pmf(counts)
+    null = np.cumsum(chances[::-1])[::-1]  # of so many or more
+    enough = int(np.argmax(null <= significance))  # there is one, or `_too_few` has said so
 
     def lacking(share: float) -> float:
-        found = (
-            stats.binom.sf(enough - 1, n_synthetic, share + (1 - share) * background).mean()
-            for enough, background in tests
-        )
-        return min(found) - (1 + POWER) / 2
+        flagged = share + (1 - share) * chance
+        return stats.binom.sf(enough - 1, n_synthetic, flagged).mean() - (1 + POWER) / 2
 
     if lacking(recognised) < 0:
         return None
@@ -439,14 +337,14 @@ def _unit(rows: np.ndarray, measure: Measure, start: int, name: str = "row") -> 
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
-def distance_ratio(to_train: np.ndarray, to_held_out: np.ndarray) -> np.ndarray:
+def _distance_ratio(to_train: np.ndarray, to_held_out: np.ndarray) -> np.ndarray:
     """Return the ratio of the distances of unit vectors, from their similarities."""
     near, far = (np.sqrt(2 - 2 * s) for s in (to_train, to_held_out))
     return near / np.maximum(far, NEAR_ZERO)
 
 
 def _compared(
-    synthetic: np.ndarray, held_out: np.ndarray, level: float, expected: float, sign: int = 1
+    synthetic: np.ndarray, held_out: np.ndarray, level: float, sign: int = 1
 ) -> Comparison:
     """Compare values whose high ones are suspicious; `sign` -1 reports them the other way round."""
     n = len(held_out)
@@ -463,7 +361,6 @@ def _compared(
         threshold=sign * float(threshold),
         synthetic=_share(flagged, len(synthetic)),
         held_out=_share(false, n),
-        expected=expected,
         median_synthetic=sign * float(np.median(synthetic)),
         median_held_out=sign * float(np.median(held_out)),
         p=exceedance_p(flagged, len(synthetic), n, beyond),
@@ -501,12 +398,12 @@ def _verdict(
     significance: float,
 ) -> str:
     """Put the verdict in words."""
+    share, expected = similarity.synthetic.share, similarity.held_out.share
     if copies:
         return (
-            f"copies: {similarity.synthetic.share:.0%} of the synthetic brains are as close to a "
-            f"training brain as {similarity.expected:.0%} would be by chance (p = "
-            f"{similarity.p:.2g}), and {ratio.synthetic.share:.0%} so much closer to one than to "
-            f"unseen brains as {ratio.expected:.0%} would be (p = {ratio.p:.2g})"
+            f"copies: {share:.0%} of the synthetic brains are closer to a training brain than "
+            f"{1 - expected:.0%} of held-out brains are (p = {similarity.p:.2g}), and "
+            f"{ratio.synthetic.share:.0%} are so relative to unseen brains (p = {ratio.p:.2g})"
         )
     if detectable is None:
         return (
