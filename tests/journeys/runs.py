@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -19,11 +20,28 @@ def end(process, number=signal.SIGKILL):
     process.wait(60)
 
 
-def succeed(process, seconds=240):
-    """Wait for a process that must succeed; return what it printed."""
-    out, _ = process.communicate(timeout=seconds)
+def succeed(process, seconds=240, folder=None):
+    """Wait for a process that must succeed; return what it printed.
+
+    It has `seconds` in all; with a folder, for as long as `seconds` never pass without a new file.
+    """
+    before = None
+    while True:
+        try:
+            out, _ = process.communicate(timeout=seconds)
+            break
+        except subprocess.TimeoutExpired:
+            now = None if folder is None else files_under(folder)
+            if now == before:
+                raise
+            before = now
     assert process.returncode == 0, out
     return out
+
+
+def files_under(folder):
+    """Count files, also while others come and go."""
+    return sum(len(names) for *_, names in os.walk(folder))
 
 
 def await_checkpoint(process, model, step):

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.journeys.runs import succeed
+from tests.journeys.runs import files_under, succeed
 from tests.sampling.tiny import files_of, save_tiny_diffusion
 
 BRAINS = int(os.environ.get("BRAIN_LDM_BRAINS", 96))  # 5000: the whole proof, in minutes
 SHARDS, KILLS, BATCH = 4, 3, max(2, BRAINS // 500)
+QUIET = 300  # seconds without a new file that tell a process which hangs from a busy machine
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
             "-m", "brain_ldm.sample")  # fmt: skip
 
@@ -68,33 +69,45 @@ def begin(workplace):
     """Start `sample` in a process of its own: a fork of one that has the imports behind it."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["brain_ldm.sampling.generate", __name__])
+    started = []
 
     def run(*options: str, end: Callable[[], None] | None = None) -> ForkServerProcess:
         process = context.Process(target=command, args=(str(workplace), list(options), end))
         process.start()
+        started.append(process)
         return process
 
-    return run
+    yield run
+    for process in started:
+        process.kill()
 
 
-def ended_well(process: ForkServerProcess) -> str:
+def ended_well(process: ForkServerProcess, out: Path) -> str:
     """Wait for a process that must succeed; return what it printed."""
-    process.join(1200)
+    await_end(process, out)
+    process.join()
     said = Path(f"log-{process.pid}").read_text()
     assert process.exitcode == 0, said
     return said
 
 
-def await_end(process: ForkServerProcess) -> None:
-    """Wait for a process, not for those that it has started: they notice it a second later."""
+def await_end(process: ForkServerProcess, out: Path) -> None:
+    """Wait for a process, not for those that it has started: they notice it a second later.
+
+    However long it takes, as long as files come in `out`.
+    """
+    files, since = files_under(out), time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         while True:
             os.kill(process.pid, 0)
             time.sleep(0.002)
+            if time.monotonic() - since > QUIET:
+                before, files, since = files, files_under(out), time.monotonic()
+                assert files != before, f"{out}: no new file in {QUIET} s"
 
 
 def test_killed_shards_leave_the_files_of_one_run(options, begin, run_command):
-    said = ended_well(begin(*options, "out=whole"))
+    said = ended_well(begin(*options, "out=whole"), Path("whole"))
     assert f"{BRAINS} brains" in said
     root = Path("killed")
     rows = str(root / ".unfinished" / "rows")
@@ -106,8 +119,8 @@ def test_killed_shards_leave_the_files_of_one_run(options, begin, run_command):
         for _ in range(KILLS):
             more, later = random.randint(0, len(names) // (4 * KILLS)), random.uniform(0, 0.03)
             killed.append(begin(*mine, end=partial(kill_self, rows, names, more, later)))
-            await_end(killed[-1])
-        ended_well(begin(*mine))
+            await_end(killed[-1], root)
+        ended_well(begin(*mine), root)
         return killed
 
     with ThreadPoolExecutor(SHARDS) as pool:
@@ -142,7 +155,7 @@ def test_killed_shards_leave_the_files_of_one_run(options, begin, run_command):
 
 def test_two_ranks_of_torchrun_give_the_files_of_one_call(options, start, begin):
     few = [*options[:1], "n=10", *options[2:], "folder_size=6"]
-    ended_well(begin(*few, "out=one"))
-    said = succeed(start(*few, "out=two", program=TORCHRUN))
+    ended_well(begin(*few, "out=one"), Path("one"))
+    said = succeed(start(*few, "out=two", program=TORCHRUN), QUIET, Path("two"))
     assert "two: 10 brains" in said
     assert files_of("two") == files_of("one")
