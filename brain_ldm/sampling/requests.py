@@ -69,6 +69,8 @@ def unconditional_rows(config: SampleConfig) -> pd.DataFrame:
     for name in (*WAYS, "split", "ranges", "change", "covariates", "extrapolate"):
         if _option(config, name):
             raise InputError(f"{name}: {config.model} knows no covariates; leave {name} out")
+    if config.noises != 1:
+        raise InputError(f"noises is {config.noises}: it is for sweeps; leave noises out")
     if config.guidance != 1:
         raise InputError(
             f"guidance is {config.guidance:g}: {config.model} is a GAN's generator and has none; "
@@ -142,6 +144,7 @@ def _asked(config: SampleConfig, encoder: CovariateEncoder) -> list[str]:
 def _check_values(rows: pd.DataFrame, config: SampleConfig, encoder: CovariateEncoder) -> None:
     """Refuse values that the model was not trained on, or cannot even extrapolate to."""
     named = rows.rename(columns={"source_id": "participant_id"})
+    whose = config.table or config.from_
     outside = [] if config.extrapolate else encoder.check_range(named)
     if outside:
         row, name, value, low, high = outside[0]
@@ -152,7 +155,7 @@ def _check_values(rows: pd.DataFrame, config: SampleConfig, encoder: CovariateEn
         elif name in (config.change or {}):
             where, mend = f"change.{name}: {name} of row {row + 1}{source}", "change less"
         else:
-            where, mend = f"{config.table}: {name} of row {row + 1}{source}", "take such rows out"
+            where, mend = f"{whose}: {name} of row {row + 1}{source}", "take such rows out"
         count = len({row for row, *_ in outside})
         raise InputError(
             f"{where} is {value:.10g} {unit}".rstrip()
@@ -162,7 +165,7 @@ def _check_values(rows: pd.DataFrame, config: SampleConfig, encoder: CovariateEn
     try:
         encoder.encode(named)
     except InputError as error:
-        raise InputError(f"{config.table}: {error}" if config.table else str(error)) from None
+        raise InputError(f"{whose}: {error}" if whose else str(error)) from None
 
 
 def _numbered(rows: pd.DataFrame, config: SampleConfig) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,18 @@ def test_what_cannot_be_changed_is_told_in_one_line(asked, options, said):
     with pytest.raises(InputError, match=said) as error:
         asked(extrapolate=False, **options)
     assert "\n" not in str(error.value)
+
+
+def test_a_brain_that_is_out_of_range_itself_is_named(tiny_cohort, encoder):
+    age = tiny_cohort.rows("test")["age"].iloc[0]
+    high = [
+        age - 1 if name == "age" else high for name, high in zip(NAMES, encoder.high, strict=True)
+    ]
+    options = {"from_": str(tiny_cohort.root), "split": "test", "change": {"ventricular_volume": 1}}
+    with pytest.raises(InputError) as error:
+        requested_rows(SampleConfig(model="m", n=1, **options), replace(encoder, high=high))
+    assert str(error.value).startswith(f"{tiny_cohort.root}: age of row 1 (sub-020) is ")
+    assert "take such rows out, or give extrapolate=true" in str(error.value)
 
 
 def test_a_cohort_that_does_not_fit_is_told_in_one_line(asked, model, tmp_path, encoder):

@@ -68,6 +68,7 @@ def test_the_cohort_says_what_it_depends_on_and_no_more(model, run_command):
         (["n=2", "split=test"], "split: gan knows no covariates"),
         (["n=2", "sweep=age"], "sweep: gan knows no covariates"),
         (["n=2", "guidance=2"], "guidance is 2: gan is a GAN's generator"),
+        (["n=2", "noises=2"], "noises is 2: it is for sweeps"),
         ([], "n=…"),
         (["n=0"], "at least 1"),
     ],
