@@ -6,6 +6,9 @@ networks compute; on a GPU it is the least of it. Without `--model`'s folder the
 experiment=ldm_demo get random weights: as fast, but their images are noise, which takes longer to
 encode and more room than brains do.
 
+On a GPU the published networks draw at 160×224×160 too, with random weights, one batch of each size
+after one to warm up; nothing is written.
+
 Counted, not measured: operations of the published networks at 160×224×160 on tensors without
 data, 2 a multiplication with its addition, by torch's counter. Divided by the card's peak and by a
 utilisation that is an assumption, they give hours. Launches, norms and memory traffic are not
@@ -156,6 +159,27 @@ def measured(arguments: argparse.Namespace) -> None:
         print(f"{batch:6} {processes:8} {rate:12,.0f} {waited / seconds:17.0%}")
 
 
+def full_size(arguments: argparse.Namespace) -> None:
+    """Print what a full-size brain takes on this machine's GPU."""
+    if not torch.cuda.is_available():
+        return
+    device = open_device("auto")
+    model = build(1, "ae_ukb", "ldm_cond").to(device)
+    print(f"\nfull size, {model.grid}, {torch.cuda.get_device_name()}; DDIM-{STEPS}")
+    print(f"{'batch':>6} {'s/brain':>8} {'GiB at most':>12}")
+    for batch in arguments.full_batches:
+        config = SampleConfig(n=2 * batch, batch_size=batch, sampler=DDIMConfig(steps=STEPS))
+        rows = requested_rows(config, model.encoder)
+        batches = [rows.iloc[i : i + batch].reset_index(drop=True) for i in (0, batch)]
+        with torch.inference_mode(), autocast(config, device):
+            list(draw_batches(model, batches[:1], config, device))
+            torch.cuda.reset_peak_memory_stats()
+            began = time.perf_counter()
+            list(draw_batches(model, batches[1:], config, device))
+            each = (time.perf_counter() - began) / batch
+        print(f"{batch:6} {each:8.2f} {torch.cuda.max_memory_allocated() / 2**30:12.1f}", flush=True)
+
+
 def projected(arguments: argparse.Namespace) -> None:
     """Print what a large set of full-size brains would take."""
     with torch.device("meta"):
@@ -188,11 +212,13 @@ def main() -> None:
     parser.add_argument("--brains", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--writers", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--full-batches", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--utilisation", type=float, nargs="+", default=[0.2, 0.35, 0.5])
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}")  # fmt: skip
     measured(arguments)
+    full_size(arguments)
     projected(arguments)
 
 

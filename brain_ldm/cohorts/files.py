@@ -48,6 +48,12 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{uuid.uuid4().hex[:8]}_{path.name}")
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what a process that was killed left in a folder under names of `temporary`."""
+    for path in folder.glob(f".{'[0-9a-f]' * 8}_*"):
+        path.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     unfinished = temporary(path)

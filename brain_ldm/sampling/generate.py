@@ -94,13 +94,13 @@ def sample_cohort(config: SampleConfig) -> None:
     if writing:
         mine = [batch for batch in mine if batch["participant_id"].isin(writing).any()]
         _draw_and_write(model, mine, writing, config, device, source)
-    left = sum(conclude(part, names, model.hash) for part in parts)
+    left = sum(conclude(part, names, model.hash, config.licence) for part in parts)
     if left:
         print(f"{config.out}: {left} of {len(rows)} brains are left to other shards")
         return
     roots = [part.writer.root for part in parts]
     for root in roots:
-        if needs_card(root, config.licence):
+        if needs_card(root, config.licence):  # of a set that was finished before
             write_card(root, config.licence)
     if config.report is not None:
         add_report(roots, Path(config.report))
@@ -115,7 +115,7 @@ def check_options(config: SampleConfig) -> None:
     """
     if config.model is None:
         raise InputError("'model' must be given: add model=…, a folder that train wrote")
-    for name, least in (("batch_size", 1), ("folder_size", 1), ("writers", 0)):
+    for name, least in (("seed", 0), ("batch_size", 1), ("folder_size", 1), ("writers", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise InputError(f"{name} is {value}; give at least {least}")

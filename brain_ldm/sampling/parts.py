@@ -5,14 +5,15 @@ Thousands of folders in one are what file systems suffer from, so a large set ma
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from brain_ldm.cohorts.files import write_text
+from brain_ldm.cohorts.files import remove_temporaries, write_text
 from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 from brain_ldm.sampling.config import SampleConfig
-from brain_ldm.sampling.data_card import FIGURES, REPORTED
+from brain_ldm.sampling.data_card import FIGURES, REPORTED, needs_card, write_card
 from brain_ldm.sampling.manifest import MANIFEST, kept, write_manifest
 from brain_ldm.sampling.verify import FINDINGS
 from brain_ldm.shards import locked
@@ -59,26 +60,34 @@ def open_parts(
     return parts
 
 
-def conclude(part: Part, covariates: Sequence[str], model_hash: str) -> int:
-    """Finish a cohort if all of its brains are there; return how many are not.
+def conclude(
+    part: Part, covariates: Sequence[str], model_hash: str, licence: str | None = None
+) -> int:
+    """Finish a cohort, its data card too, if all of its brains are there; return how many are not.
 
-    Every process asks this after its last brain, so the last of them finishes the cohort.
+    Every process asks this after its last brain, so the last of them finishes the cohort. All is
+    written under a lock, and `.unfinished` goes last: whoever is killed here is gone on from.
     """
     writer = part.writer
     if writer.finished and not writer.work.exists():
         return 0
-    try:
-        with locked(writer.work / "identity.json"):
-            left = _left(part)
-            if not left:
-                write_manifest(writer, part.participants, covariates, model_hash)
-                if not writer.finished:
-                    write_text(writer.root / ".bidsignore", "\n".join(IGNORED) + "\n")
-                    writer.finish(tidy=False)
-    except FileNotFoundError:
-        if not writer.finished:
-            raise
-        return 0  # another process has finished it meanwhile
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(writer.work / "identity.json"))
+        except FileNotFoundError:
+            if not writer.finished:
+                raise
+            return 0  # another process has finished it meanwhile
+        left = _left(part)
+        if not left:
+            for folder in (writer.root, writer.root / FIGURES):
+                remove_temporaries(folder)
+            write_manifest(writer, part.participants, covariates, model_hash)
+            if not writer.finished:
+                write_text(writer.root / ".bidsignore", "\n".join(IGNORED) + "\n")
+                writer.finish(tidy=False)
+            if needs_card(writer.root, licence):
+                write_card(writer.root, licence)
     if not left:
         writer.remove_work()  # unlocked: NFS removes no file that is open
     return left

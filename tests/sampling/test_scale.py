@@ -113,6 +113,31 @@ def test_a_batch_begun_is_gone_on_with_to_the_bit(sampler, sample, monkeypatch):
     assert files_of("stopped") == files_of("whole")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("manifest.tsv", ".bidsignore", "participants.tsv", "participants.json"),
+        *("dataset_description.json", "covariates.png", "README.md"),
+    ],
+)
+def test_a_set_killed_while_it_is_finished_is_gone_on_with(name, drawn, sample, monkeypatch):
+    replace = Path.replace
+
+    def die_at(self, target):
+        if Path(target).name == name:
+            raise KeyboardInterrupt  # the temporary file stays, as after SIGKILL
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", die_at)
+        with pytest.raises(AssertionError, match="stopped"):
+            sample("out=stopped")
+    left = [path for path in files_of("stopped") if Path(path).name.endswith(f"_{name}")]
+    assert len(left) == 1
+    sample("out=stopped")
+    assert files_of("stopped") == files_of(drawn)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_brain_does_not_depend_on_its_batch(model, eta):
     """At equal size to rounding, wherever it stands and whoever stands beside it; nor on size."""
@@ -343,6 +368,7 @@ def test_changed_brains_are_a_set_like_others(options, drawn, run_command):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
+        ("seed=-1", "seed is -1; give at least 0"),
         ("batch_size=0", "batch_size is 0; give at least 1"),
         ("writers=-1", "writers is -1; give at least 0"),
         ("folder_size=0", "folder_size is 0; give at least 1"),
