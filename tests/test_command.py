@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -42,6 +41,7 @@ def test_an_unknown_option_of_another_command(one_line, workplace):
         "phantom --help",
         "preprocess --help",
         "measure --help",
+        "convert --help",
     ],
 )
 def test_help_and_config_errors_load_nothing_heavy(words, workplace):
@@ -54,10 +54,13 @@ def test_help_and_config_errors_load_nothing_heavy(words, workplace):
         f"loaded = sorted(set('{heavy}'.split(',')) & set(sys.modules))\n"
         "sys.exit(f'loaded {loaded}' if loaded else 0)"
     )
-    began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,  # a hang, not a speed: machines differ, and have other work
+    )
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - began < 10  # a hang, not a speed: machines differ
 
 
 def test_env_file_is_read(one_line, workplace, monkeypatch):
