@@ -177,7 +177,8 @@ def full_size(arguments: argparse.Namespace) -> None:
             began = time.perf_counter()
             list(draw_batches(model, batches[1:], config, device))
             each = (time.perf_counter() - began) / batch
-        print(f"{batch:6} {each:8.2f} {torch.cuda.max_memory_allocated() / 2**30:12.1f}", flush=True)
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        print(f"{batch:6} {each:8.2f} {peak:12.1f}", flush=True)
 
 
 def projected(arguments: argparse.Namespace) -> None:

@@ -239,7 +239,9 @@ class CohortWriter:
 
     def remove_work(self) -> None:
         """Remove `.unfinished`, as far as no other process has a file of it open."""
-        shutil.rmtree(self.work, ignore_errors=True)
+        # The file that is locked goes last: who is killed before that is gone on from.
+        for folder in (self.work / "rows", self.work):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _carry_over(
         self, table: pd.DataFrame, described: dict[str, dict]

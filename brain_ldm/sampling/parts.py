@@ -5,7 +5,7 @@ Thousands of folders in one are what file systems suffer from, so a large set ma
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +77,9 @@ def conclude(
         except FileNotFoundError:
             if not writer.finished:
                 raise
-            return 0  # another process has finished it meanwhile
+            with suppress(OSError):
+                writer.work.rmdir()  # another process has finished it, or was killed just here
+            return 0
         left = _left(part)
         if not left:
             for folder in (writer.root, writer.root / FIGURES):

@@ -138,6 +138,30 @@ def test_a_set_killed_while_it_is_finished_is_gone_on_with(name, drawn, sample, 
     assert files_of("stopped") == files_of(drawn)
 
 
+@pytest.mark.parametrize("name", ["rows", ".unfinished", None])
+def test_a_set_killed_while_it_is_tidied_is_tidied_by_the_next_call(
+    name, drawn, sample, monkeypatch
+):
+    remove, work = shutil.rmtree, Path("stopped/.unfinished")
+
+    def die_at(path, **options):
+        if Path(path).name == name:
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    if name is None:
+        sample("out=stopped")
+        work.mkdir()  # killed at the very last
+    else:
+        with monkeypatch.context() as patch:
+            patch.setattr("brain_ldm.cohorts.writer.shutil.rmtree", die_at)
+            with pytest.raises(AssertionError, match="stopped"):
+                sample("out=stopped")
+    assert work.exists()
+    sample("out=stopped")
+    assert not work.exists() and files_of("stopped") == files_of(drawn)
+
+
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_a_brain_does_not_depend_on_its_batch(model, eta):
     """At equal size to rounding, wherever it stands and whoever stands beside it; nor on size."""
