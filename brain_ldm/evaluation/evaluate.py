@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from brain_ldm.cohorts.cohort import Cohort
+from brain_ldm.cohorts.cohort import Cohort, people
 from brain_ldm.cohorts.covariates import COVARIATES
 from brain_ldm.evaluation import draw
 from brain_ldm.evaluation.config import EvaluateConfig
@@ -313,6 +313,7 @@ def _audit(
                 held_out.vectors[space],
                 cohort.vectors[space],
                 planted and planted[space],
+                people(train.table).to_numpy(),
                 # Of all spaces together the chance of a false alarm is to be that of one.
                 significance=SIGNIFICANCE / len(spaces),
             )

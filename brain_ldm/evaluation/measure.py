@@ -87,21 +87,21 @@ class Bench:
     def copies(self, cohort: Cohort, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """Vectors of copies of the brains of `rows`, (n, numbers) each, by space.
 
-        A copy is the brain moved by a voxel along each axis, with noise of .02, and reconstructed.
+        A copy is the brain moved by 1 mm along each axis, with noise of .02, and reconstructed.
         """
         networks, resolution = self.instruments, cohort.grid.resolution
 
         def compute(batch: Sequence[str]) -> dict[str, np.ndarray]:
             parts = []
             for ids in self.batches(batch):
-                images = self.images(cohort, ids).roll((1, 1, 1), (2, 3, 4))
+                images = moved(self.images(cohort, ids), 1 / resolution)
                 draws = [torch.Generator().manual_seed(crc32(pid.encode())) for pid in ids]
                 noise = torch.stack([torch.randn(images.shape[1:], generator=d) for d in draws])
                 images = (images + 0.02 * noise.to(images)).clamp(0, 1)
                 parts.append(networks.likeness(images, resolution, True))
             return {k: torch.cat([p[k] for p in parts]).cpu().numpy() for k in parts[0]}
 
-        key = {"copies": networks.hashes(), "cohort": cohort.content_hash()}
+        key = {"copies of 1 mm": networks.hashes(), "cohort": cohort.content_hash()}
         found = stored(self.cache, key, rows["participant_id"].tolist(), compute, "planting copies")
         return found
 
@@ -161,3 +161,10 @@ class Bench:
         """Volumes of some participants, (B, 1, X, Y, Z)."""
         volumes = np.stack([cohort.read(participant) for participant in participants])
         return torch.from_numpy(volumes[:, None]).to(self.instruments.device)
+
+
+def moved(images: torch.Tensor, voxels: float) -> torch.Tensor:
+    """Images (B, 1, X, Y, Z) moved by up to a voxel along each axis, interpolated linearly."""
+    for axis in (2, 3, 4):
+        images = torch.lerp(images, images.roll(1, axis), voxels)
+    return images

@@ -12,10 +12,11 @@ same training brains. Two quantities of each brain:
 
 - similarity to its closest training brain. Synthetic brains that are smooth or average have high
   ones without being copies, therefore also
-- the distance ratio: distance to its closest training brain over distance to its closest held-out
-  brain (other than itself). A copy's is near 0; a brain that is close to all brains alike has the
-  ratio of a real one. Not quite where brains are much smoother than real ones, whose noise keeps
-  all distances alike: their ratios scatter more, and more of them are flagged.
+- the gap: how far its closest training brain stands out from the next ones (`relative_gap`). A
+  copy's original is far closer than any other; a brain that is close to all alike has the gap of a
+  real one, however smooth it is. (Distances to training over distances to held-out brains, which
+  suggest themselves, scatter more among smooth brains than among real ones, whose noise keeps all
+  distances alike: they raised the alarm over brains that were no copies.)
 
 In each, a brain is flagged where it goes beyond the threshold that 95 % of held-out brains keep,
 and the count of flagged synthetic brains is tested against the exact distribution that it has if
@@ -47,6 +48,7 @@ SIGNIFICANCE = 0.05  # of the verdict: the chance to call brains copies that are
 POWER = 0.8  # with which the detectable share is found, at least
 CONFIDENCE = 0.95  # of the intervals of shares
 NEAR_ZERO = 1e-12  # a distance that is none
+NEIGHBOURS = 10  # closest training brains that a gap is told from; our choice
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class Share:
 class Comparison:
     """Synthetic against held-out brains in one quantity.
 
-    `threshold` is what all but `1 - level` of held-out brains keep: a similarity, or a ratio of
-    distances. `held_out` counts each held-out brain against the threshold of all others; that is
-    the stated rate of false positives, and by construction at most `1 - level`.
+    `threshold` is what all but `1 - level` of held-out brains keep. `held_out` counts each held-out
+    brain against the threshold of all others; that is the stated rate of false positives, and by
+    construction at most `1 - level`.
     """
 
     threshold: float
@@ -117,7 +119,7 @@ class Audit:
     recognised: Share | None = None
     detectable_share: float | None = None
     similarity: Comparison | None = None
-    distance_ratio: Comparison | None = None
+    gap: Comparison | None = None
     dar: Dar | None = None
     closest: tuple[tuple[int, int, float], ...] = ()
     note: str | None = None
@@ -128,6 +130,7 @@ def audit(
     held_out: np.ndarray,
     synthetic: np.ndarray,
     planted: np.ndarray | None = None,
+    people: np.ndarray | None = None,
     measure: Measure = "pearson",
     level: float = 0.95,
     shown: int = 8,
@@ -140,6 +143,9 @@ def audit(
         train, held_out, synthetic: (n, ...) each, in any numbers; a row a brain, flattened here.
             They may be memory-mapped: `block` rows at a time are read.
         planted: (n, ...) known copies of training brains, to see how many are recognised.
+        people: (n,) whose scan each training brain is. Only the closest scan of each person counts,
+            or else a copied brain would not stand out where its person was scanned twice. None if
+            all are different people.
         measure: of similarity.
         level: share of held-out brains that a threshold leaves unflagged.
         shown: closest pairs to return.
@@ -170,33 +176,34 @@ def audit(
             _unit(rows[start : start + block], measure, start, f"{name} brain")
 
     options = {"measure": measure, "block": block}
-    rows, to_train = nearest(synthetic, train, **options)
-    _, real_to_train = nearest(held_out, train, **options)
-    ratios = _distance_ratio(to_train, nearest(synthetic, held_out, **options)[1])
-    real_ratios = _distance_ratio(
-        real_to_train, nearest(held_out, held_out, **options, skip_same=True)[1]
-    )
+
+    def against_train(brains: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Row and similarity of the closest training brain, and its gap, (n,) each."""
+        rows, near = nearest(brains, train, people, NEIGHBOURS, **options)
+        return rows, near[:, 0], relative_gap(near)
+
+    rows, to_train, gaps = against_train(synthetic)
+    _, real_to_train, real_gaps = against_train(held_out)
     similarity = _compared(to_train, real_to_train, level)
-    ratio = _compared(-ratios, -real_ratios, level, sign=-1)
+    gap = _compared(gaps, real_gaps, level)
     recognised, rate = None, 1.0
     if "planted" in sets:
-        _, of_copies = nearest(planted, train, **options)
-        copied = _distance_ratio(of_copies, nearest(planted, held_out, **options)[1])
-        told = (of_copies > similarity.threshold) & (copied < ratio.threshold)
+        _, of_copies, copied = against_train(planted)
+        told = (of_copies > similarity.threshold) & (copied > gap.threshold)
         recognised = _share(int(told.sum()), len(told))
         rate = recognised.share
     first = np.argsort(-to_train, kind="stable")[:shown]
-    copies = max(similarity.p, ratio.p) <= significance
+    copies = max(similarity.p, gap.p) <= significance
     detectable = detectable_share(counts[2], counts[1], beyond, rate, significance)
     return replace(
         found,
         copies=copies,
-        verdict=_verdict(copies, similarity, ratio, detectable, significance),
+        verdict=_verdict(copies, similarity, gap, detectable, significance),
         false_positive_rate=significance,
         recognised=recognised,
         detectable_share=detectable,
         similarity=similarity,
-        distance_ratio=ratio,
+        gap=gap,
         dar=_dar(train, held_out, synthetic, level, options),
         closest=tuple((int(s), int(rows[s]), float(to_train[s])) for s in first),
     )
@@ -205,37 +212,56 @@ def audit(
 def nearest(
     queries: np.ndarray,
     references: np.ndarray,
+    people: np.ndarray | None = None,
+    count: int = 1,
     measure: Measure = "pearson",
     block: int = 256,
-    skip_same: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the closest reference of each query.
+    """Find the closest references of each query.
 
     Args:
         queries, references: (n, ...) and (m, ...); rows are flattened.
+        people: (m,) whose scan each reference is; None if all are different people.
+        count: how many people's closest scans to give; fewer where there are fewer people.
         measure: of similarity.
         block: rows of each that are compared at once.
-        skip_same: whether a reference with the query's own row number does not count.
 
     Returns:
-        Row numbers of the closest, int (n,), and similarities, float (n,); -1 and -inf where there
-        is none.
+        Row number of the closest reference, int (n,), and similarities to the closest scans of the
+        `count` closest people, the closest first, float (n, count).
 
     Raises:
         InputError: a row is constant or not finite.
     """
-    index = np.full(len(queries), -1)
-    best = np.full(len(queries), -np.inf)
-    for q, r, found in _blocks(queries, references, measure, block):
-        if skip_same:
-            same = np.arange(len(queries))[q, None] == np.arange(len(references))[r]
-            found = np.where(same, -np.inf, found)
-        at = found.argmax(1)
-        value = found[np.arange(len(found)), at]
-        better = value > best[q]
-        index[q] = np.where(better, at + r.start, index[q])
-        best[q] = np.where(better, value, best[q])
+    whose = (
+        np.arange(len(references)) if people is None else np.unique(people, return_inverse=True)[1]
+    )
+    by_person = np.argsort(whose, kind="stable")
+    firsts = np.flatnonzero(np.diff(whose[by_person], prepend=-1))
+    count = min(count, len(firsts))
+    index, best = np.zeros(len(queries), int), np.zeros((len(queries), count))
+    for q, found in _rows(queries, references, measure, block):
+        index[q] = found.argmax(1)
+        persons = np.maximum.reduceat(found[:, by_person], firsts, axis=1)
+        best[q] = -np.sort(-persons, axis=1)[:, :count]
     return index, best
+
+
+def relative_gap(similarities: np.ndarray) -> np.ndarray:
+    """Return how far the closest neighbour stands out from the next ones, (n,).
+
+    With r_k the distance to the k-th closest of points that lie evenly in m dimensions, the numbers
+    k ln(r_{k+1} / r_k) are independent and exponential with mean 1 / m (they are what Levina &
+    Bickel 2004 estimate m from). The first of them over the mean of the others depends neither on m
+    nor on the scale: it follows F(2, 2 (count - 2)). Large where the closest is far closer than the
+    next ones foretell.
+
+    Args:
+        similarities: (n, count) of unit vectors to their neighbours, the closest first; 3 or more.
+    """
+    distances = np.maximum(np.sqrt(2 - 2 * similarities), NEAR_ZERO)
+    steps = np.diff(np.log(distances), axis=1) * np.arange(1, distances.shape[1])
+    return steps[:, 0] / np.maximum(steps[:, 1:].mean(1), NEAR_ZERO)
 
 
 def exceedance_p(flagged: int, n_synthetic: int, n_held_out: int, beyond: int) -> float:
@@ -292,8 +318,8 @@ def rows_beyond(n_held_out: int, level: float) -> int:
 def _too_few(counts: list[int], beyond: int, level: float, significance: float) -> str | None:
     """Say why so few brains allow no verdict; None if they do."""
     n_train, n_held_out, n_synthetic = counts
-    if not n_train or not n_synthetic:
-        return f"{n_train} training and {n_synthetic} synthetic brains; at least 1 each is needed"
+    if n_train < 3 or not n_synthetic:
+        return f"{n_train} training and {n_synthetic} synthetic brains; at least 3 and 1 are needed"
     if beyond == 0:
         least = math.ceil(round(1 / (1 - level), 9)) - 1
         return f"only {n_held_out} held-out brains; at least {least} give a threshold"
@@ -302,17 +328,18 @@ def _too_few(counts: list[int], beyond: int, level: float, significance: float) 
     return None
 
 
-def _blocks(
+def _rows(
     queries: np.ndarray, references: np.ndarray, measure: Measure, block: int
-) -> Iterator[tuple[slice, slice, np.ndarray]]:
-    """Give similarities block by block: rows of queries, rows of references, (b, b')."""
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Give similarities of some queries at a time to all references: rows of queries, (b, m)."""
     for start in range(0, len(queries), block):
         q = slice(start, start + block)
         units = _unit(queries[q], measure, start)
+        found = np.empty((len(units), len(references)))
         for other in range(0, len(references), block):
             r = slice(other, other + block)
-            found = units @ _unit(references[r], measure, other).T
-            yield q, r, np.clip(found.astype(np.float64), -1, 1)
+            found[:, r] = units @ _unit(references[r], measure, other).T
+        yield q, np.clip(found, -1, 1)
 
 
 def _unit(rows: np.ndarray, measure: Measure, start: int, name: str = "row") -> np.ndarray:
@@ -337,16 +364,8 @@ def _unit(rows: np.ndarray, measure: Measure, start: int, name: str = "row") -> 
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
-def _distance_ratio(to_train: np.ndarray, to_held_out: np.ndarray) -> np.ndarray:
-    """Return the ratio of the distances of unit vectors, from their similarities."""
-    near, far = (np.sqrt(2 - 2 * s) for s in (to_train, to_held_out))
-    return near / np.maximum(far, NEAR_ZERO)
-
-
-def _compared(
-    synthetic: np.ndarray, held_out: np.ndarray, level: float, sign: int = 1
-) -> Comparison:
-    """Compare values whose high ones are suspicious; `sign` -1 reports them the other way round."""
+def _compared(synthetic: np.ndarray, held_out: np.ndarray, level: float) -> Comparison:
+    """Compare values whose high ones are suspicious."""
     n = len(held_out)
     beyond, others = rows_beyond(n, level), rows_beyond(n - 1, level)
     order = np.sort(held_out)[::-1]
@@ -358,11 +377,11 @@ def _compared(
         lower = np.where(held_out >= order[others - 1], order[others], order[others - 1])
         false = int((held_out > lower).sum())
     return Comparison(
-        threshold=sign * float(threshold),
+        threshold=float(threshold),
         synthetic=_share(flagged, len(synthetic)),
         held_out=_share(false, n),
-        median_synthetic=sign * float(np.median(synthetic)),
-        median_held_out=sign * float(np.median(held_out)),
+        median_synthetic=float(np.median(synthetic)),
+        median_held_out=float(np.median(held_out)),
         p=exceedance_p(flagged, len(synthetic), n, beyond),
     )
 
@@ -375,13 +394,13 @@ def _share(flagged: int, n: int) -> Share:
 def _dar(
     train: np.ndarray, held_out: np.ndarray, synthetic: np.ndarray, level: float, options: dict
 ) -> Dar:
-    threshold = float(np.quantile(nearest(train, held_out, **options)[1], level))
+    threshold = float(np.quantile(nearest(train, held_out, **options)[1][:, 0], level))
     seen = min(len(held_out), len(train))
 
     def counted(brains: np.ndarray) -> tuple[Share, float]:
         above = np.zeros(len(brains), int)
-        for q, _, found in _blocks(brains, train, **options):
-            above[q] += (found > threshold).sum(1)
+        for q, found in _rows(brains, train, **options):
+            above[q] = (found > threshold).sum(1)
         # The chance that `seen` training brains, drawn without replacement, hold one of those.
         equal = stats.hypergeom.sf(0, len(train), above, seen).mean()
         return _share(int((above > 0).sum()), len(brains)), float(equal)
@@ -393,7 +412,7 @@ def _dar(
 def _verdict(
     copies: bool,
     similarity: Comparison,
-    ratio: Comparison,
+    gap: Comparison,
     detectable: float | None,
     significance: float,
 ) -> str:
@@ -403,7 +422,7 @@ def _verdict(
         return (
             f"copies: {share:.0%} of the synthetic brains are closer to a training brain than "
             f"{1 - expected:.0%} of held-out brains are (p = {similarity.p:.2g}), and "
-            f"{ratio.synthetic.share:.0%} are so relative to unseen brains (p = {ratio.p:.2g})"
+            f"in {gap.synthetic.share:.0%} it stands out from their next ones (p = {gap.p:.2g})"
         )
     if detectable is None:
         return (
@@ -413,6 +432,6 @@ def _verdict(
     if similarity.p <= significance:
         return (
             f"no sign of copying at this n ({missed}); synthetic brains are closer to training "
-            "brains than held-out ones are, but to unseen brains as well"
+            "brains than held-out ones are, but not to a single one"
         )
     return f"no sign of copying at this n ({missed})"

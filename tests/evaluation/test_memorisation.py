@@ -13,6 +13,7 @@ from brain_ldm.evaluation.memorisation import (
     detectable_share,
     exceedance_p,
     nearest,
+    relative_gap,
     rows_beyond,
 )
 
@@ -42,14 +43,33 @@ def similarities(queries: np.ndarray, references: np.ndarray, measure: str) -> n
 def test_the_closest_in_blocks_is_the_closest(measure, block):
     queries, references = people(9, 0), people(14, 1)
     table = similarities(queries, references, measure)
-    rows, found = nearest(queries, references, measure, block)
+    rows, found = nearest(queries, references, None, 3, measure, block)
     assert rows.tolist() == table.argmax(1).tolist()
-    assert found == pytest.approx(table.max(1), abs=1e-6)
-    table = similarities(queries, queries, measure)
-    np.fill_diagonal(table, -1)
-    rows, found = nearest(queries, queries, measure, block, skip_same=True)
+    assert found == pytest.approx(np.sort(table)[:, :-4:-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [4, 1000])
+def test_of_each_person_only_the_closest_scan_counts(block):
+    queries, references = people(9, 0), people(14, 1)
+    whose = np.array(list("abcabcabcabcda"))
+    table = similarities(queries, references, "pearson")
+    rows, found = nearest(queries, references, whose, 9, block=block)
     assert rows.tolist() == table.argmax(1).tolist()
-    assert found == pytest.approx(table.max(1), abs=1e-6)
+    expected = [sorted((max(row[whose == p]) for p in "abcd"), reverse=True) for row in table]
+    assert found == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_the_gap_follows_its_law_in_any_dimension():
+    """Points that lie evenly around the query, at any scale."""
+    rng = np.random.default_rng(0)
+    for dimensions in (2, 15):
+        radii = np.sort(rng.random((4000, 300)) ** (1 / dimensions), axis=1)[:, :10]
+        for scale in (1.0, 0.1):
+            gaps = relative_gap(1 - (scale * radii) ** 2 / 2)
+            assert stats.kstest(gaps, stats.f(2, 16).cdf).pvalue > 0.01
+    by_hand = np.log(2 / 1) / np.mean([2 * np.log(3 / 2), 3 * np.log(5 / 3)])
+    distances = np.array([[0.1, 0.2, 0.3, 0.5]])
+    assert relative_gap(1 - distances**2 / 2) == pytest.approx([by_hand])
 
 
 def test_volumes_are_flattened_and_may_be_memory_mapped(tmp_path):
@@ -59,8 +79,8 @@ def test_volumes_are_flattened_and_may_be_memory_mapped(tmp_path):
     flat = volumes.reshape(6, -1).astype(float)
     rows, found = nearest(mapped, 2 * mapped + 1, block=2)  # Pearson's feels neither
     assert rows.tolist() == list(range(6))
-    assert found == pytest.approx(np.ones(6), abs=1e-3)
-    assert nearest(mapped, mapped[:1])[1] == pytest.approx(
+    assert found[:, 0] == pytest.approx(np.ones(6), abs=1e-3)
+    assert nearest(mapped, mapped[:1])[1][:, 0] == pytest.approx(
         similarities(flat, flat[:1], "pearson")[:, 0], abs=1e-5
     )
 
@@ -115,7 +135,7 @@ def test_copies_are_found_and_shown_with_their_originals():
     found = audit(train, people(50, 2), synthetic)
     assert found.copies and found.verdict.startswith("copies")
     assert found.similarity.synthetic.low > 0.3 > 0.05 > found.similarity.held_out.share
-    assert found.distance_ratio.synthetic.flagged >= 20
+    assert found.gap.synthetic.flagged >= 20
     assert len(found.closest) == 8
     for synthetic_row, training_row, similarity in found.closest:
         assert synthetic_row == training_row and synthetic_row % 2 == 0
@@ -132,7 +152,7 @@ def test_wrong_alarms_are_no_more_frequent_than_stated():
         ]
         limit = stats.binom.ppf(0.999, runs, 0.05)
         assert sum(f.copies for f in found) <= limit
-        for name in ("similarity", "distance_ratio"):
+        for name in ("similarity", "gap"):
             assert sum(getattr(f, name).p <= 0.05 for f in found) <= limit
             assert np.mean([getattr(f, name).synthetic.share for f in found]) < 0.06
             assert all(getattr(f, name).held_out.share <= 0.05 for f in found)
@@ -144,9 +164,35 @@ def test_wrong_alarms_are_no_more_frequent_than_stated():
 def test_average_brains_are_close_to_training_brains_but_no_copies():
     found = audit(people(80, 1), people(60, 2), people(60, 3, spread=0.3))
     assert found.similarity.p < 0.001
-    assert found.distance_ratio.p > 0.05
+    assert found.gap.p > 0.05
     assert found.copies is False
-    assert "unseen brains as well" in found.verdict
+    assert "not to a single one" in found.verdict
+
+
+def test_brains_smoother_than_real_ones_are_no_copies():
+    """Real ones are anatomy and noise; synthetic ones have the same anatomy and no noise."""
+    runs, alarms, closer = 25, 0, 0
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        basis = rng.normal(size=(12, 150))
+        train, held_out, synthetic = (people(n, (seed, n)) @ basis for n in (200, 91, 92))
+        train += 3 * rng.normal(size=train.shape)
+        held_out += 3 * rng.normal(size=held_out.shape)
+        found = audit(train, held_out, synthetic)
+        alarms += found.copies
+        closer += found.similarity.p < 0.001
+    assert closer == runs
+    assert alarms <= stats.binom.ppf(0.999, runs, 0.05)
+
+
+def test_a_copied_person_stands_out_also_when_scanned_twice():
+    train, held_out, synthetic = people(60, 1), people(60, 2), people(40, 3)
+    again = np.random.default_rng(0).permutation(60)
+    both = np.concatenate([train, train[again] + 0.03 * people(60, 4)])
+    synthetic[:20] = train[:20] + 0.03 * people(20, 5)
+    told = audit(both, held_out, synthetic, people=np.concatenate([np.arange(60), again]))
+    assert told.copies
+    assert told.gap.median_synthetic > 2 * audit(both, held_out, synthetic).gap.median_synthetic
 
 
 def test_the_detectable_share_is_detected_four_times_in_five():
@@ -184,6 +230,7 @@ def test_too_few_brains_give_a_note_and_no_verdict():
     assert (found.copies, found.verdict, found.dar) == (None, None, None)
     assert found.note == "only 18 held-out brains; at least 19 give a threshold"
     assert audit(train, people(19, 2), synthetic).copies is False
+    assert "2 training" in audit(train[:2], people(19, 2), synthetic).note
     assert "0 synthetic" in audit(train, people(19, 2), synthetic[:0]).note
     assert "only 1 synthetic" in audit(train, people(9, 2), synthetic[:1], level=0.9).note
 
