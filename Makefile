@@ -122,7 +122,7 @@ cohorts/table_ddim_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
 
 cohorts/table_ldm_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
 	$$(call stage,Brains of 1000 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom_measure/participants.tsv extrapolate=true sampler=ddpm out=$$(@D))
+	    table=cohorts/phantom_measure/participants.tsv extrapolate=true sampler=ddpm batch_size=64 out=$$(@D))
 endef
 $(foreach seed,$(TABLE_SEEDS),$(eval $(call table_stages,$(seed))))
 
