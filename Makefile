@@ -88,50 +88,45 @@ reports/demo/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(
 	    synthetic=cohorts/demo_synthetic "sweeps=[$(subst $(space),$(comma),$(SWEEP_COHORTS))]" \
 	    features=segmenter embedding=null pairs=300 out=$(@D))
 
-# The paper's Table 1 on phantoms: every row by models of two seeds, 256 brains each. The covariates
-# asked for are of people that no generator saw; without guidance, which narrows a cohort.
-TABLE_SEEDS := 1 2
-table_row = $(1): [$(subst $(space),$(comma),$(TABLE_SEEDS:%=cohorts/table_$(2)_s%))]
+# The paper's Table 1 on phantoms: every row by the demo's models and by those of another seed, 256
+# brains each. The covariates asked for are of people that no generator saw; without guidance.
+RUNS := demo demo_s1
+REQUESTS := table=cohorts/phantom_measure/participants.tsv n=256 seed=1 extrapolate=true
+table_row = $(1): [$(subst $(space),$(comma),$(RUNS:%=cohorts/table_$(2)_%))]
 
 table: reports/table/index.html  ## LSGAN, VAE-GAN and the diffusion model in one table (hours)
 	@echo "The report: $<"
 
-define table_stages
-models/table_ae_s$(1)/$(MODEL): cohorts/phantom/$(COHORT) models/segmenter_demo/$(MODEL)
-	$$(call stage,Autoencoder $(1),brain_ldm.train experiment=ae_demo seed=$(1) out=$$(@D) resume=auto)
+models/lsgan_demo/$(MODEL) models/vae_gan_demo/$(MODEL): cohorts/phantom/$(COHORT)
 
-models/table_ldm_s$(1)/$(MODEL): models/table_ae_s$(1)/$(MODEL)
-	$$(call stage,Diffusion model $(1),brain_ldm.train experiment=ldm_demo seed=$(1) \
-	    task.autoencoder=models/table_ae_s$(1) out=$$(@D) resume=auto)
+models/lsgan_demo_s1/$(MODEL) models/vae_gan_demo_s1/$(MODEL): cohorts/phantom/$(COHORT)
 
-models/table_lsgan_s$(1)/$(MODEL): cohorts/phantom/$(COHORT)
-	$$(call stage,LSGAN $(1),brain_ldm.train experiment=lsgan_demo seed=$(1) out=$$(@D) resume=auto)
+models/ae_demo_s1/$(MODEL): cohorts/phantom/$(COHORT) models/segmenter_demo/$(MODEL)
 
-models/table_vae_gan_s$(1)/$(MODEL): cohorts/phantom/$(COHORT)
-	$$(call stage,VAE-GAN $(1),brain_ldm.train experiment=vae_gan_demo seed=$(1) out=$$(@D) resume=auto)
+models/ldm_demo_s1/$(MODEL): cohorts/phantom/$(COHORT) models/ae_demo_s1/$(MODEL)
 
-cohorts/table_lsgan_s$(1)/$(COHORT): models/table_lsgan_s$(1)/$(MODEL)
-	$$(call stage,Brains of LSGAN $(1),brain_ldm.sample model=models/table_lsgan_s$(1) n=256 seed=$(1) out=$$(@D))
+models/%_demo_s1/$(MODEL): | $(INSTALLED)
+	$(call stage,Training $*_demo with another seed,brain_ldm.train experiment=$*_demo seed=1 out=$(@D) \
+	    $(if $(filter ldm,$*),task.autoencoder=models/ae_demo_s1) resume=auto)
 
-cohorts/table_vae_gan_s$(1)/$(COHORT): models/table_vae_gan_s$(1)/$(MODEL)
-	$$(call stage,Brains of VAE-GAN $(1),brain_ldm.sample model=models/table_vae_gan_s$(1) n=256 seed=$(1) out=$$(@D))
+cohorts/table_lsgan_%/$(COHORT): models/lsgan_%/$(MODEL)
+	$(call stage,Brains of lsgan_$*,brain_ldm.sample model=$(<D) n=256 seed=1 out=$(@D))
 
-cohorts/table_ddim_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
-	$$(call stage,Brains of 50 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom_measure/participants.tsv extrapolate=true sampler.grid=trailing out=$$(@D))
+cohorts/table_vae_gan_%/$(COHORT): models/vae_gan_%/$(MODEL)
+	$(call stage,Brains of vae_gan_$*,brain_ldm.sample model=$(<D) n=256 seed=1 out=$(@D))
 
-cohorts/table_ldm_s$(1)/$(COHORT): models/table_ldm_s$(1)/$(MODEL)
-	$$(call stage,Brains of 1000 steps $(1),brain_ldm.sample model=models/table_ldm_s$(1) n=256 seed=$(1) \
-	    table=cohorts/phantom_measure/participants.tsv extrapolate=true sampler=ddpm batch_size=64 out=$$(@D))
-endef
-$(foreach seed,$(TABLE_SEEDS),$(eval $(call table_stages,$(seed))))
+cohorts/table_ddim_%/$(COHORT): models/ldm_%/$(MODEL)
+	$(call stage,Brains of ldm_$* in 50 steps,brain_ldm.sample model=$(<D) $(REQUESTS) sampler.grid=trailing out=$(@D))
+
+cohorts/table_ldm_%/$(COHORT): models/ldm_%/$(MODEL)
+	$(call stage,Brains of ldm_$* in 1000 steps,brain_ldm.sample model=$(<D) $(REQUESTS) sampler=ddpm batch_size=64 out=$(@D))
 
 models/embedding_demo/$(MODEL): cohorts/phantom/$(COHORT)
 
 reports/table/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(MODEL) \
-    models/embedding_demo/$(MODEL) models/table_ae_s1/$(MODEL) \
-    $(foreach seed,$(TABLE_SEEDS),$(foreach row,lsgan vae_gan ldm ddim,cohorts/table_$(row)_s$(seed)/$(COHORT)))
-	$(call stage,The table,brain_ldm.evaluate real=cohorts/phantom autoencoder=models/table_ae_s1 \
+    models/embedding_demo/$(MODEL) models/ae_demo/$(MODEL) \
+    $(foreach run,$(RUNS),$(foreach row,lsgan vae_gan ldm ddim,cohorts/table_$(row)_$(run)/$(COHORT)))
+	$(call stage,The table,brain_ldm.evaluate real=cohorts/phantom autoencoder=models/ae_demo \
 	    "synthetic={$(call table_row,LSGAN,lsgan)$(comma) $(call table_row,VAE-GAN,vae_gan)$(comma) \
 	    $(call table_row,LDM,ldm)$(comma) $(call table_row,LDM + DDIM,ddim)}" \
 	    features=segmenter out=$(@D))
@@ -139,7 +134,8 @@ reports/table/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$
 clean:  ## Remove what the demo and the tools made (cohorts, models, reports, caches; .venv stays)
 	rm -rf cohorts/phantom cohorts/phantom_measure cohorts/demo_synthetic $(SWEEP_COHORTS)
 	rm -rf models/segmenter_demo models/brain_age_demo models/ae_demo models/ldm_demo reports/demo
-	rm -rf models/embedding_demo models/table_* cohorts/table_* reports/table
+	rm -rf models/embedding_demo models/lsgan_demo models/vae_gan_demo models/*_demo_s1
+	rm -rf cohorts/table_* reports/table
 	rm -rf caches/cohorts_phantom caches/cohorts_phantom_measure caches/evaluation
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist
 	find brain_ldm tests -name __pycache__ -prune -exec rm -rf {} +

@@ -51,6 +51,7 @@ from brain_ldm.models import (
 from brain_ldm.networks.config import AutoencoderConfig, UNetConfig
 from brain_ldm.sampling.config import SampleConfig
 from brain_ldm.sampling.drawing import autocast, draw_batches
+from brain_ldm.sampling.ranks import own_device
 from brain_ldm.sampling.requests import requested_rows
 from brain_ldm.sampling.writers import Writers
 
@@ -89,7 +90,7 @@ def build(resolution: int, autoencoder: str, diffusion: str) -> Diffusion:
 
 def draw(model: Diffusion, brains: int, batch: int, processes: int) -> tuple[float, float]:
     """Draw and write a set; return the seconds it took, and those waiting for the networks."""
-    device = open_device("auto")
+    device = own_device(open_device("auto"))
     config = SampleConfig(n=brains, batch_size=batch, sampler=DDIMConfig(steps=STEPS))
     rows = requested_rows(config, model.encoder)
     batches = [rows.iloc[i : i + batch].reset_index(drop=True) for i in range(0, brains, batch)]
@@ -163,7 +164,7 @@ def full_size(arguments: argparse.Namespace) -> None:
     """Print what a full-size brain takes on this machine's GPU."""
     if not torch.cuda.is_available():
         return
-    device = open_device("auto")
+    device = own_device(open_device("auto"))
     model = build(1, "ae_ukb", "ldm_cond").to(device)
     print(f"\nfull size, {model.grid}, {torch.cuda.get_device_name()}; DDIM-{STEPS}")
     print(f"{'batch':>6} {'s/brain':>8} {'GiB at most':>12}")
