@@ -22,7 +22,8 @@ class StudyConfig:
     # stands for the point's own folder, <out>/<its number>; the last one writes $OUT/report.
     commands: list[str] = MISSING
     x: str = MISSING  # the value of `point` along the figure's axis
-    series: str | None = None  # the value of `point` that has a line each; null: one line
+    series: str | None = None  # the value of `point` that has a colour each; null: one line
+    dashes: str | None = None  # the value of `point` that has a kind of line each; null: one kind
     # What the figure and the table show: places in metrics.json by title, such as
     # synthetic.realism.fid; `synthetic` stands for the only synthetic cohort.
     measures: dict[str, str] = MISSING

@@ -1,4 +1,4 @@
-"""The figure of a study: a panel a measure, a line a series."""
+"""The figure of a study: a panel a measure, a colour a series, a kind of line each its dashes."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 COLOURS = ("#1f6feb", "#f0a04b", "#2f9e68", "#b0479b", "#7d8790", "#8a6d3b")
+DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
+WIDTH, HEIGHT, LEGEND = 4.3, 3.4, 1.6  # inches of a panel, and of the legends beside them
 
 
 def draw(path: Path, points: list[dict[str, Any]], caption: str) -> Figure:
@@ -16,64 +19,87 @@ def draw(path: Path, points: list[dict[str, Any]], caption: str) -> Figure:
 
     Args:
         path: of the picture.
-        points: each with `study` (its title, x and series), `point` (its values) and `measures`
-            (value, low and high by title).
+        points: each with `study` (its title, x, series and dashes), `point` (its values) and
+            `measures` (value, low and high by title).
         caption: what distances were taken of.
     """
     study = points[0]["study"]
     titles = list(points[0]["measures"])
-    lines = -(-len(titles) // COLUMNS)
-    figure = Figure((4.3 * min(COLUMNS, len(titles)), 3.4 * lines + 0.5), dpi=160)
-    grid = figure.subplots(lines, min(COLUMNS, len(titles)), squeeze=False)
+    columns, lines = min(COLUMNS, len(titles)), -(-len(titles) // COLUMNS)
+    kinds = {
+        key: dict(zip(_values(points, study[key]), looks, strict=False))
+        for key, looks in (("series", COLOURS), ("dashes", DASHES))
+    }
+    named = [key for key in kinds if study[key] is not None]
+    width = WIDTH * columns + LEGEND * bool(named)
+    figure = Figure((width, HEIGHT * lines + 0.5), dpi=160)
+    grid = figure.subplots(lines, columns, squeeze=False)
     for ax in grid.flat[len(titles) :]:
         ax.set_visible(False)
     for ax, title in zip(grid.flat, titles, strict=False):
-        panel(ax, study["x"], study["series"], points, title)
-    if study["series"] is not None:
-        grid.flat[0].legend(frameon=False, fontsize=8, title=study["series"])
+        panel(ax, study, kinds, points, title)
+    for key, top in zip(named, (0.9, 0.5), strict=False):
+        drawn = {"series": "color", "dashes": "linestyle"}[key]
+        lines_of = [
+            Line2D([], [], **{"color": "#3c444c", drawn: look}, label=str(value))
+            for value, look in kinds[key].items()
+        ]
+        figure.legend(
+            handles=lines_of,
+            title=study[key].replace("_", " "),
+            frameon=False,
+            fontsize=8,
+            alignment="left",
+            loc="upper right",
+            bbox_to_anchor=(1, top),
+        )
     figure.suptitle(study["title"], x=0.01, ha="left", weight="bold", size=11)
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.tight_layout(rect=(0, 0.04, 1 - LEGEND / width * bool(named), 1))
     figure.text(0.01, 0.012, caption, size=7, color="#5d666f")
     figure.savefig(path)
     return figure
 
 
 def panel(
-    ax: Axes, axis: str, series: str | None, points: list[dict[str, Any]], title: str
+    ax: Axes,
+    study: dict[str, Any],
+    kinds: dict[str, dict[Any, str]],
+    points: list[dict[str, Any]],
+    title: str,
 ) -> None:
-    """Draw one measure."""
-    values = list(dict.fromkeys(point["point"][axis] for point in points))
+    """Draw one measure.
+
+    Args:
+        ax: where.
+        study, points: as `draw` has them.
+        kinds: the colour of each of the `series`, and the kind of line of each of the `dashes`.
+        title: the measure's.
+    """
+    axis = study["x"]
+    values = _values(points, axis)
     numeric = all(isinstance(value, int | float) for value in values)
     if numeric:
         values.sort()
-    groups: dict[Any, list[dict[str, Any]]] = {}
+    groups: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
     for point in points:
-        groups.setdefault(point["point"].get(series or ""), []).append(point)
-    for number, (name, group) in enumerate(groups.items()):
+        key = point["point"].get(study["series"]), point["point"].get(study["dashes"])
+        groups.setdefault(key, []).append(point)
+    for (series, dashes), group in groups.items():
         known = [p for p in group if p["measures"][title]["value"] is not None]
         known.sort(key=lambda point: values.index(point["point"][axis]))
         x = [p["point"][axis] if numeric else values.index(p["point"][axis]) for p in known]
         found = [p["measures"][title] for p in known]
-        y = np.array([f["value"] for f in found])
-        bars = np.array(
-            [
-                [max(f["value"] - f["low"], 0), max(f["high"] - f["value"], 0)]
-                if f["low"] is not None and f["high"] is not None
-                else [0, 0]
-                for f in found
-            ]
-        ).reshape(-1, 2)
         ax.errorbar(
             x,
-            y,
-            bars.T,
+            [f["value"] for f in found],
+            np.array([_interval(f) for f in found]).reshape(-1, 2).T,
             marker="o",
             markersize=4,
             capsize=3,
             linewidth=1.3 if numeric else 0,
             elinewidth=1,
-            color=COLOURS[number % len(COLOURS)],
-            label=str(name),
+            color=kinds["series"].get(series, COLOURS[0]),
+            linestyle=kinds["dashes"].get(dashes, DASHES[0]),
         )
     if numeric:
         ax.set_xscale("log")
@@ -84,3 +110,15 @@ def panel(
     ax.set_xlabel(axis.replace("_", " "))
     ax.set_title(title, loc="left", size=10)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _values(points: list[dict[str, Any]], name: str | None) -> list[Any]:
+    """The values of a point's `name`, in the order in which they come; none without a name."""
+    return [] if name is None else list(dict.fromkeys(point["point"][name] for point in points))
+
+
+def _interval(found: dict[str, float | None]) -> tuple[float, float]:
+    """How far a measure's 95 % interval reaches below and above its value."""
+    if found["low"] is None or found["high"] is None:
+        return 0.0, 0.0
+    return max(found["value"] - found["low"], 0), max(found["high"] - found["value"], 0)

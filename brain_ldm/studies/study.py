@@ -40,7 +40,7 @@ def run_point(config: StudyConfig) -> float | None:
         raise InputError(f"{path}: no report there; let the last of commands write out=$OUT/report")
     metrics = json.loads(path.read_text())
     found = {title: read_off(metrics, place) for title, place in config.measures.items()}
-    study = {name: getattr(config, name) for name in ("title", "x", "series")}
+    study = {name: getattr(config, name) for name in ("title", "x", "series", "dashes")}
     features = metrics.get("features") or {}
     floor = metrics["real"].get("floor") or {}
     of = {
@@ -56,7 +56,7 @@ def run_point(config: StudyConfig) -> float | None:
 
 def check(config: StudyConfig) -> None:
     """Refuse a study that cannot work, before its first point runs."""
-    for key in ("x", "series"):
+    for key in ("x", "series", "dashes"):
         name = getattr(config, key)
         if name is not None and name not in config.point:
             raise InputError(f"{key} is {name!r}, but point has only {', '.join(config.point)}")

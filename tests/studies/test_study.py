@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from brain_ldm.errors import InputError
-from brain_ldm.studies import study
+from brain_ldm.studies import figure, study
 from brain_ldm.studies.study import read_off
 
 SHARE = {"share": 0.1, "low": 0.0, "high": 0.2}
@@ -99,6 +99,29 @@ def test_a_study_ends_in_a_table_and_a_figure(workplace, run_command, stand_in):
         )[0]
         == 0
     )
+
+
+def test_the_figure_tells_series_and_dashes_apart(tmp_path):
+    points = [
+        {
+            "study": {"title": "Steps", "x": "steps", "series": "sampler", "dashes": "grid"},
+            "point": {"steps": steps, "sampler": sampler, "grid": grid},
+            "measures": {"FID": {"value": 1 / steps, "low": None, "high": None}},
+        }
+        for sampler in ("ddim", "ddpm")
+        for grid in ("leading", "trailing")
+        for steps in (20, 5)
+    ]
+    drawn = figure.draw(tmp_path / "figure.png", points, "")
+    lines = [bars.lines[0] for bars in drawn.axes[0].containers]
+    looks = [(line.get_color(), line.get_linestyle()) for line in lines]
+    assert len(set(looks)) == 4
+    assert [line.get_xdata().tolist() for line in lines] == [[5, 20]] * 4
+    named = {
+        legend.get_title().get_text(): [text.get_text() for text in legend.get_texts()]
+        for legend in drawn.legends
+    }
+    assert named == {"sampler": ["ddim", "ddpm"], "grid": ["leading", "trailing"]}
 
 
 def test_a_point_that_fails_leaves_the_others(workplace, run_command, stand_in, monkeypatch):
