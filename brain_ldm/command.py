@@ -209,7 +209,7 @@ def explain(error: BaseException) -> str:
     for cause in chain:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file in PLUGINS:
             group, _, choice = cause.missing_cfg_file.rpartition("/")
-            return f"{group}={choice}: not installed; pip install 'brain-ldm[sweeps]'"
+            return f"{group}={choice}: not installed; pip install -e '.[sweeps]' in the checkout"
         if isinstance(cause, OmegaConfBaseException):
             # Hydra's own text names the override, OmegaConf's the reason.
             reasons = [str(e).splitlines()[0] for e in (error, cause) if str(e)]

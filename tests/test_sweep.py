@@ -27,10 +27,10 @@ HOME = Path("models/brain_age_demo")
 OPTUNA = ["hydra/sweeper=optuna", "task.lr=interval(1e-4,1e-2)"]
 
 needs_optuna = pytest.mark.skipif(
-    importlib.util.find_spec("optuna") is None, reason="needs pip install 'brain-ldm[sweeps]'"
+    importlib.util.find_spec("optuna") is None, reason="needs pip install -e '.[sweeps]'"
 )
 needs_submitit = pytest.mark.skipif(
-    importlib.util.find_spec("submitit") is None, reason="needs pip install 'brain-ldm[sweeps]'"
+    importlib.util.find_spec("submitit") is None, reason="needs pip install -e '.[sweeps]'"
 )
 
 
@@ -232,7 +232,7 @@ def test_a_missing_package_is_one_line(one_line, trained, monkeypatch, choice):
     known = ConfigStore.instance().repo["hydra"][group]
     monkeypatch.delitem(known, f"{name}.yaml", raising=False)
     line = one_line("train", "-m", f"hydra/{choice}", EXPERIMENT, "seed=1,2")
-    assert f"hydra/{choice}" in line and "pip install 'brain-ldm[sweeps]'" in line
+    assert f"hydra/{choice}" in line and "pip install -e '.[sweeps]'" in line
 
 
 DOOR = """

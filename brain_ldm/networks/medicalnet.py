@@ -79,8 +79,8 @@ def _fetched() -> Path:
         from huggingface_hub import hf_hub_download
     except ImportError:
         raise InputError(
-            "MedicalNet's weights are fetched by huggingface-hub: pip install "
-            "'brain-ldm[engines]', or give the file itself"
+            "MedicalNet's weights are fetched by huggingface-hub: pip install -e '.[engines]' in "
+            "the checkout, or give the file itself"
         ) from None
     try:
         return Path(hf_hub_download(REPOSITORY, FILE))

@@ -145,7 +145,7 @@ def hub_perceptual_loss(
     except ImportError as error:
         raise InputError(
             f"task.perceptual.network={network} needs another package ({error}); "
-            "pip install 'brain-ldm[engines]'"
+            "pip install -e '.[engines]' in the checkout"
         ) from None
     except OSError as error:
         raise InputError(

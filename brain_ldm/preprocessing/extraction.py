@@ -28,7 +28,8 @@ def check_deepbet() -> None:
     """
     if find_spec("deepbet") is None:
         raise InputError(
-            "extraction=deepbet: deepbet is not installed; run pip install 'brain-ldm[extraction]'"
+            "extraction=deepbet: deepbet is not installed; pip install -e '.[extraction]' in the "
+            "checkout"
         )
 
 

@@ -185,7 +185,7 @@ def test_no_net_is_one_line(tmp_path, monkeypatch):
 
 def test_the_hub_without_its_package_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(InputError, match=r"pip install 'brain-ldm\[engines\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '.\[engines\]'"):
         networks.build_medicalnet(None)
 
 

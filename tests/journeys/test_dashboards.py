@@ -69,7 +69,7 @@ def test_an_offline_wandb_run_holds_metrics_pictures_and_config(
 
 
 def test_tensorboard(trainings, run_command, workplace):
-    pytest.importorskip("tensorboard", reason="needs pip install 'brain-ldm[dashboards]'")
+    pytest.importorskip("tensorboard", reason="needs pip install -e '.[dashboards]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     options = [*trainings["diffusion"], "trainer.max_steps=2", "logger=tensorboard", "out=model"]

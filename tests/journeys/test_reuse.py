@@ -91,7 +91,7 @@ def test_an_unconditional_model_trains_and_samples(trainings, run_command, workp
 
 
 def test_a_sweep_with_optuna_names_the_best(trainings, run_command, workplace):
-    pytest.importorskip("optuna", reason="needs pip install 'brain-ldm[sweeps]'")
+    pytest.importorskip("optuna", reason="needs pip install -e '.[sweeps]'")
     options = [*trainings["diffusion"], "trainer.max_steps=3", "out=swept"]
     code, out, err = run_command(
         "train", "-m", "hydra/sweeper=optuna", *options, "task.lr=interval(1e-4,1e-2)",

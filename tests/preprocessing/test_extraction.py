@@ -24,7 +24,7 @@ SCAN = DATA / "t1" / "chris_t1.nii.gz"
 
 needs_deepbet = pytest.mark.skipif(
     importlib.util.find_spec("deepbet") is None,
-    reason="deepbet is not installed (pip install 'brain-ldm[extraction]')",
+    reason="deepbet is not installed (pip install -e '.[extraction]')",
 )
 
 
@@ -97,6 +97,6 @@ def test_without_deepbet_one_line_says_how_to_get_it(monkeypatch):
     _network.cache_clear()
     grid = VoxelGrid((4, 4, 4), np.eye(4))
     for call in (check_deepbet, lambda: extract_brain(np.zeros((4, 4, 4)), grid)):
-        with pytest.raises(InputError, match=r"pip install 'brain-ldm\[extraction\]'") as caught:
+        with pytest.raises(InputError, match=r"pip install -e '.\[extraction\]'") as caught:
             call()
         assert "\n" not in str(caught.value)
