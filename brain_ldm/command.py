@@ -170,8 +170,9 @@ def typed(config: DictConfig) -> Any:
         raise InputError(_no_such_option(path, key, fields))
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
+        setter = "a study=…" if "commands" in missing else "an experiment=…"
         raise InputError(
-            f"'{missing[0]}' must be given: add {missing[0]}=…, or an experiment=… that sets it"
+            f"'{missing[0]}' must be given: add {missing[0]}=…, or {setter} that sets it"
         )
     return OmegaConf.to_object(config)
 

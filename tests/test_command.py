@@ -42,6 +42,7 @@ def test_an_unknown_option_of_another_command(one_line, workplace):
         "preprocess --help",
         "measure --help",
         "convert --help",
+        "study --help",
     ],
 )
 def test_help_and_config_errors_load_nothing_heavy(words, workplace):

@@ -145,7 +145,6 @@ def test_a_point_that_fails_leaves_the_others(workplace, run_command, stand_in, 
         (["study=nothing"], "cohort_size"),
         (["study=cohort_size", "x=brain"], "x is 'brain', but point has only training_brains"),
         (["study=cohort_size", "commands=[rm -rf]"], "'rm' is none of phantom"),
-        ([], "study"),
     ],
 )
 def test_mistakes_are_told_in_a_line(workplace, run_command, stand_in, options, expected):
@@ -157,6 +156,7 @@ def test_mistakes_are_told_in_a_line(workplace, run_command, stand_in, options, 
 
 def test_one_point_alone_is_no_study(workplace, one_line, stand_in):
     assert "add -m" in one_line("study", "study=cohort_size")
+    assert "add commands=…, or a study=… that sets it" in one_line("study")
 
 
 def test_a_command_that_fails_stops_its_point(workplace, capfd):
