@@ -113,7 +113,7 @@ def command(
                 else:
                     run(task)()
             except (HydraException, OmegaConfBaseException) as error:
-                fail(name, explain(error))
+                fail(name, to_option(explain(error)))
             except Exception as error:
                 if type(error).__name__ != "UncompletedJobError":  # submitit's
                     raise
@@ -141,8 +141,11 @@ def to_field(override: str) -> str:
 
 
 def to_option(text: str) -> str:
-    """Spell fields as users do, `from_` as `from`."""
-    return re.sub(rf"\b({'|'.join(keyword.kwlist)})_(?!\w)", r"\1", text)
+    """Spell names of fields as users do, `from_` as `from`: alone, or before their value.
+
+    Nothing else in a text is touched: a folder may have any name.
+    """
+    return re.sub(rf"(?<![^\s'])({'|'.join(keyword.kwlist)})_(?=[=:]|\Z)", r"\1", text)
 
 
 def show_help(run: Callable[[], None]) -> None:
@@ -157,7 +160,7 @@ def show_help(run: Callable[[], None]) -> None:
 
 def fail(name: str, message: str, code: int = USER_ERROR) -> None:
     """Print one line to stderr and leave, by default with the exit code for a user's mistake."""
-    print(f"{name}: {to_option(' '.join(message.split()))}", file=sys.stderr)
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -224,6 +227,7 @@ def explain(error: BaseException) -> str:
 
 
 def _no_such_option(path: str, key: str, fields: list[str]) -> str:
+    key, fields = to_option(key), [to_option(field) for field in fields]
     near = difflib.get_close_matches(key, fields, n=3, cutoff=0.5)
     if near:
         hint = f"did you mean {' or '.join(near)}?"

@@ -133,7 +133,8 @@ class CohortWriter:
             paths = [folder / f"{pid}.json" for pid in participants]
         rows = []
         for path in paths:
-            with suppress(FileNotFoundError):  # not done, or another process has just finished
+            # Not done, another process has just finished, or torn by a power cut.
+            with suppress(FileNotFoundError, ValueError):
                 rows.append(json.loads(path.read_text()))
         return {row["participant_id"]: row for row in rows}
 
@@ -284,7 +285,8 @@ def _describe(covariate) -> dict:
 
 def _difference(there: dict, asked: dict) -> str:
     """The first parameter in which two data set descriptions differ, in words; "" if none."""
-    made, wanted = (there.get("GeneratedBy") or [{}])[0], asked["GeneratedBy"][0]
+    made, wanted = there.get("GeneratedBy"), asked["GeneratedBy"][0]
+    made = made[0] if isinstance(made, list) and made and isinstance(made[0], dict) else {}
     for key in [*wanted, *made]:
         if made.get(key) != wanted.get(key):
             return f"{key} is {made.get(key)!r} there, asked {wanted.get(key)!r}"

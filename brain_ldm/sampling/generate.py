@@ -5,7 +5,9 @@ and computes it whole, also where some of its brains are there already. So a bra
 and the same computation whichever shard draws it and however often that was stopped: to the bit.
 """
 
+from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -29,6 +31,7 @@ from brain_ldm.sampling.manifest import kept
 from brain_ldm.sampling.parts import Part, conclude, open_parts
 from brain_ldm.sampling.ranks import own_device, share_of
 from brain_ldm.sampling.requests import requested_rows, unconditional_rows
+from brain_ldm.sampling.tables import source_hash
 from brain_ldm.sampling.writers import Writers, enough_writers
 
 EXTRA_COLUMNS = {
@@ -77,7 +80,8 @@ def sample_cohort(config: SampleConfig) -> None:
             storage=config.storage.value,
         )
 
-    parts = open_parts(config, rows["participant_id"].tolist(), open_writer)
+    with _disk_errors(config.out):
+        parts = open_parts(config, rows["participant_id"].tolist(), open_writer)
     if config.report is not None and not all(part.writer.finished for part in parts):
         raise InputError(f"report={config.report}: {config.out} is not finished; draw it first")
     starts = range(0, len(rows), config.batch_size)
@@ -90,21 +94,23 @@ def sample_cohort(config: SampleConfig) -> None:
         rows.iloc[start : start + config.batch_size].reset_index(drop=True)
         for start in starts[share::shares]
     ]
-    writing = _missing(parts, mine)
-    if writing:
-        mine = [batch for batch in mine if batch["participant_id"].isin(writing).any()]
-        _draw_and_write(model, mine, writing, config, device, source)
-    left = sum(conclude(part, names, model.hash, config.licence) for part in parts)
-    if left:
-        print(f"{config.out}: {left} of {len(rows)} brains are left to other shards")
-        return
-    roots = [part.writer.root for part in parts]
-    for root in roots:
-        if needs_card(root, config.licence):  # of a set that was finished before
-            write_card(root, config.licence)
-    if config.report is not None:
-        add_report(roots, Path(config.report))
-    print(f"{config.out}: {f'{len(rows)} brains' if writing else 'done already'}")
+    with _disk_errors(config.out):
+        writing = _missing(parts, mine)
+        before = all(part.concluded for part in parts)
+        if writing:
+            mine = [batch for batch in mine if batch["participant_id"].isin(writing).any()]
+            _draw_and_write(model, mine, writing, config, device, source)
+        left = sum(conclude(part, names, model.hash, config.licence) for part in parts)
+        if left:
+            print(f"{config.out}: {left} of {len(rows)} brains are left to other shards")
+            return
+        roots = [part.writer.root for part in parts]
+        for root in roots:
+            if needs_card(root, config.licence):  # of a set that was finished before
+                write_card(root, config.licence)
+        if config.report is not None:
+            add_report(roots, Path(config.report))
+    print(f"{config.out}: {'done already' if before else f'{len(rows)} brains'}")
 
 
 def check_options(config: SampleConfig) -> None:
@@ -165,6 +171,7 @@ def _generated_by(
         "Ranges": config.ranges,
         "Covariates": config.covariates,
         "Extrapolate": config.extrapolate or None,
+        "SourceHash": source_hash(config, model.encoder),
         **({} if source is None else provenance(config, source)),
     }
     return {
@@ -216,8 +223,15 @@ def _draw_and_write(
             f"{config.out}: a writing process died, for want of memory perhaps; "
             "give fewer writers, and the same command goes on"
         ) from None
+
+
+@contextmanager
+def _disk_errors(out: str) -> Iterator[None]:
+    """Tell of a disk that is full, or gone, while `out` is written."""
+    try:
+        yield
     except OSError as error:
         raise InputError(
-            f"{config.out}: cannot be written ({error.strerror or error}); "
+            f"{out}: cannot be written ({error.strerror or error}); "
             "mend that, and the same command goes on"
         ) from None

@@ -29,6 +29,11 @@ class Part:
     writer: CohortWriter
     participants: list[str]
 
+    @property
+    def concluded(self) -> bool:
+        """Whether it is finished and tidied, and no lost image was asked for again."""
+        return self.writer.finished and not self.writer.work.exists()
+
 
 def open_parts(
     config: SampleConfig,
@@ -69,7 +74,7 @@ def conclude(
     written under a lock, and `.unfinished` goes last: whoever is killed here is gone on from.
     """
     writer = part.writer
-    if writer.finished and not writer.work.exists():
+    if part.concluded:
         return 0
     with ExitStack() as stack:
         try:

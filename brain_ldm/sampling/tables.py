@@ -1,5 +1,6 @@
 """Rows that lie on disk: a table's, or those of a cohort whose brains are to be changed."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,6 +75,25 @@ def table_rows(config: SampleConfig, encoder: CovariateEncoder) -> pd.DataFrame:
     if "participant_id" in table:
         rows["source_id"] = table["participant_id"]
     return rows
+
+
+def source_hash(config: SampleConfig, encoder: CovariateEncoder) -> str | None:
+    """Return the sha256 of what `config.table` or `config.population` holds; None of neither.
+
+    Of the columns that brains depend on alone: `measure` may add others to a cohort meanwhile.
+    """
+    if config.table is not None:
+        path = Path(config.table)
+    elif config.population is not None:
+        path = Path(config.population) / "participants.tsv"
+    else:
+        return None
+    asked = encoder.names if config.covariates is None else config.covariates
+    read = {"participant_id", "split", *asked}
+    table = pd.read_csv(
+        path, sep="\t", dtype=str, keep_default_na=False, usecols=lambda name: name in read
+    )
+    return hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()
 
 
 def changed_rows(

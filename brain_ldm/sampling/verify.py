@@ -20,11 +20,13 @@ from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.cohorts.images import check_grids, common_grid, read_grid
 from brain_ldm.errors import InputError
 from brain_ldm.sampling.manifest import MANIFEST, read_manifest
+from brain_ldm.shards import parse_shard
 from brain_ldm.workers import cores, each
 
 FINDINGS = "findings.tsv"
 REDRAW = "give the command again that drew this set: it draws what is missing"
 REMOVE = "remove this file and give the command again that drew this set"
+RESTORE = f"put it right, or remove its folder and {REDRAW}"
 
 
 @dataclass(frozen=True)
@@ -72,17 +74,24 @@ def open_listed(out: Path) -> tuple[list[Listed], list[Finding]]:
     roots = sorted(out.glob("part-*"), key=lambda path: (len(path.name), path.name)) or [out]
     cohorts, findings, expected = [], [], set()
     for root in roots:
+        path = root / "dataset_description.json"
         try:
-            made_by = read_json(root / "dataset_description.json")["GeneratedBy"][0]
-            cohorts.append(Listed(root, read_manifest(root), made_by))
-        except (InputError, LookupError, TypeError) as error:
+            description, table = read_json(path), read_manifest(root)
+        except InputError as error:
             findings.append(Finding(str(root), f"no finished cohort ({brief(error)})", REDRAW))
             continue
+        try:
+            made_by = description["GeneratedBy"][0]
+            part = made_by.get("Part")
+            count = 0 if part is None else parse_shard(part)[1]  # of parts
+        except (InputError, LookupError, TypeError, AttributeError):
+            what = "GeneratedBy, or Part in it, is not as sample wrote it"
+            findings.append(Finding(str(path), what, RESTORE))
+            continue
+        cohorts.append(Listed(root, table, made_by))
         if (root / ".unfinished").exists():
             findings.append(Finding(str(root), "its command has not come to its end", REDRAW))
-        if "Part" in made_by:
-            count = int(made_by["Part"].rpartition("/")[2])
-            expected |= {out / f"part-{number:03d}" for number in range(count)}
+        expected |= {out / f"part-{number:03d}" for number in range(count)}
     for root in sorted(expected - set(roots)):
         findings.append(Finding(str(root), "no such folder", REDRAW))
     if not cohorts:
@@ -176,22 +185,27 @@ def _check_strays(cohort: Listed) -> Iterator[Finding]:
 
 
 def _check_twins(cohorts: list[Listed]) -> Iterator[Finding]:
-    """No participant, no noise and no image comes twice in the whole set."""
-    first: dict[tuple, str] = {}
+    """No participant, no noise and no image of another noise comes twice in the whole set.
+
+    Of one noise, the steps of a sweep may well be alike: at guidance=0, or if the model does not
+    heed the covariate.
+    """
+    first: dict[tuple, tuple[str, Any]] = {}
     for cohort in cohorts:
         # The steps of a sweep share a seed; their covariates tell them apart.
-        swept = [cohort.made_by["Sweep"]] if "Sweep" in cohort.made_by else []
+        swept = [name for name in cohort.table if name == cohort.made_by.get("Sweep")]
         for row in cohort.table.to_dict("records"):
-            pid, where = row["participant_id"], f"{cohort.root / MANIFEST}: {row['participant_id']}"
+            pid, seed = row["participant_id"], row["seed"]
+            where = f"{cohort.root / MANIFEST}: {pid}"
             keys = {
                 "the same participant": ("participant", pid),
-                "the same seed": ("seed", row["seed"], *(row.get(name) for name in swept)),
+                "the same seed": ("seed", seed, *(row[name] for name in swept)),
                 "the same image": ("image", row["sha256"]),
             }
             for what, key in keys.items():
                 if pd.isna(key[1]):
                     continue
-                twin = first.setdefault(key, where)
-                if twin is not where:
+                twin, its_seed = first.setdefault(key, (where, seed))
+                if twin is not where and (key[0] != "image" or its_seed != seed):
                     yield Finding(where, f"{what} as {twin}", "keep one of the two")
                     break  # one line that came twice is one finding

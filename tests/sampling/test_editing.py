@@ -177,7 +177,11 @@ def test_from_is_an_option_though_a_word_of_python(run_command, one_line, workpl
     assert code == 0 and "\nfrom: null\n" in out and "from_" not in out
     assert "did you mean from?" in one_line("sample", "model=m", "form=c")
     line = one_line("sample", "model=m", "from=[a,b]")
-    assert "from" in line and "from_" not in line
+    assert "override from=[a,b]" in line and "from_" not in line
+    # Names of the user's own stay as they are.
+    assert "/in_/x: no such folder" in one_line("sample", "out=/in_/x", "verify=true")
+    assert "in_: no such folder" in one_line("sample", "out=in_", "verify=true")
+    assert "\nout: in_\n" in run_command("sample", "out=in_", "--help")[1]
 
 
 def test_the_command_ages_brains(run_command, workplace, model, tiny_cohort):

@@ -13,6 +13,7 @@ from brain_ldm.errors import InputError
 from brain_ldm.sampling.config import SampleConfig
 from brain_ldm.sampling.population import resembling
 from brain_ldm.sampling.requests import requested_rows
+from brain_ldm.sampling.tables import source_hash
 
 NUMBERS = ["age", "ventricular_volume", "brain_volume"]
 
@@ -118,6 +119,20 @@ def test_training_rows_that_are_complete_and_in_range_are_drawn_from(cohort, cap
     assert not drawn["age"].equals(asked(cohort, seed=1)["age"])
     assert asked(cohort, extrapolate=True)["age"].max() > 82
     assert asked(cohort, covariates=["age"])[["sex", "brain_volume"]].isna().all(axis=None)
+
+
+def test_another_population_has_another_hash_and_a_measured_one_the_same(cohort):
+    def found(**options):
+        return source_hash(SampleConfig(population=str(cohort), n=3, **options), ENCODER)
+
+    before, of_age = found(), found(covariates=["age"])
+    path = cohort / "participants.tsv"
+    table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    table.assign(measured_brain_volume="1100000").to_csv(path, sep="\t", index=False)
+    assert found() == before != of_age
+    table.loc[5, "brain_volume"] = "1100000"
+    table.to_csv(path, sep="\t", index=False)
+    assert found() != before and found(covariates=["age"]) == of_age
 
 
 def test_too_few_rows_are_told_in_one_line(cohort):

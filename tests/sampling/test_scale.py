@@ -4,8 +4,9 @@ import json
 import multiprocessing
 import os
 import shutil
-import time
+from concurrent.futures import wait
 from pathlib import Path
+from threading import Thread
 
 import nibabel as nib
 import numpy as np
@@ -28,6 +29,7 @@ from tests.sampling.tiny import files_of, save_tiny_diffusion
 
 N = 11  # in batches of 2, the last one half full
 CPU = torch.device("cpu")
+GATE = multiprocessing.get_context("fork").Semaphore(0)  # shared with forked writers
 
 
 @pytest.fixture(scope="module")
@@ -134,8 +136,45 @@ def test_a_set_killed_while_it_is_finished_is_gone_on_with(name, drawn, sample, 
             sample("out=stopped")
     left = [path for path in files_of("stopped") if Path(path).name.endswith(f"_{name}")]
     assert len(left) == 1
-    sample("out=stopped")
+    said = sample("out=stopped")
+    assert "11 brains" in said and "done already" not in said
     assert files_of("stopped") == files_of(drawn)
+
+
+@pytest.mark.parametrize("name", ["identity.json", "manifest.tsv", "covariates.png", "README.md"])
+def test_a_disk_that_fills_up_while_a_set_is_begun_or_finished_is_one_line(
+    name, drawn, options, sample, one_line, monkeypatch
+):
+    replace = Path.replace
+
+    def full(self, target):
+        if Path(target).name == name:
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        line = one_line("sample", *options, "out=full")
+    assert "full: cannot be written (No space left on device)" in line
+    assert "the same command goes on" in line
+    sample("out=full")
+    assert files_of("full") == files_of(drawn)
+
+
+def test_a_row_that_a_power_cut_has_torn_is_drawn_again(drawn, sample):
+    sample("out=torn", "shard=0/2")
+    rows = Path("torn/.unfinished/rows")
+    for index, torn in enumerate(("", '{"participant')):
+        (rows / f"sub-003{index:06d}.json").write_text(torn)
+    assert "2 of 11 brains are left" in sample("out=torn", "shard=1/2")
+    sample("out=torn")
+    assert files_of("torn") == files_of(drawn)
+    # Of a finished set, the manifest still knows the brain.
+    image_of("torn", 4).unlink()
+    rows.mkdir(parents=True)
+    (rows / "sub-003000000.json").touch()
+    sample("out=torn")
+    assert files_of("torn") == files_of(drawn)
 
 
 @pytest.mark.parametrize("name", ["rows", ".unfinished", None])
@@ -299,6 +338,14 @@ def edit_text(name, old, new):
     return edit
 
 
+def describe(**changes):
+    def edit(root):
+        path = root / "dataset_description.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return edit
+
+
 def without_line(name, index):
     def edit(root):
         lines = (root / name).read_text().splitlines()
@@ -311,6 +358,11 @@ def without_line(name, index):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
+        (describe(GeneratedBy="me"), "drawn/dataset_description.json: GeneratedBy, or Part in it"),
+        (describe(GeneratedBy=[]), "drawn/dataset_description.json: GeneratedBy, or Part in it"),
+        (describe(GeneratedBy=["me"]), "drawn/dataset_description.json: GeneratedBy, or Part"),
+        (describe(GeneratedBy=[{"Part": "1 of 3"}]), "drawn/dataset_description.json: GeneratedBy"),
+        (describe(GeneratedBy=[{"Part": 1}]), "put it right, or remove its folder and give the"),
         (flip, "sub-003000004_space-MNI152NLin2009aSym_desc-synth_T1w.nii.gz: other bytes than"),
         (shorten, "bytes, the manifest says"),
         (lambda root: image_of(root, 4).unlink(), "no such file, though the manifest lists it"),
@@ -366,10 +418,14 @@ def test_what_is_lost_is_drawn_again(drawn, sample, run_command, monkeypatch):
     assert code == 0, err
 
 
-def test_a_sweep_may_share_its_seed(options, run_command, workplace):
-    few = [o for o in options if not o.startswith("n=")]
+@pytest.mark.parametrize(("guidance", "images"), [(1, 8), (0, 2)])
+def test_a_sweep_may_share_its_seed_and_without_guidance_its_image(
+    guidance, images, options, run_command, workplace
+):
+    few = [o for o in options if not o.startswith("n=")] + [f"guidance={guidance}"]
     code, _, err = run_command("sample", *few, "sweep=age", "n=4", "noises=2", "out=swept")
     assert code == 0, err
+    assert pd.read_csv("swept/manifest.tsv", sep="\t")["sha256"].nunique() == images
     code, out, err = run_command("sample", "out=swept", "verify=true")
     assert code == 0 and "8 brains" in out, err
 
@@ -413,6 +469,19 @@ def test_a_set_with_and_without_parts_are_two(drawn, options, one_line):
     assert "Storage is 'int16' there, asked 'uint8'" in line
 
 
+def test_a_table_that_was_edited_meanwhile_is_told(drawn, options, run_command, one_line):
+    few = [o for o in options if not o.startswith("n=")]
+    asked = [*few, "table=asked.tsv", "out=tabled"]
+    table = pd.read_csv(drawn / "participants.tsv", sep="\t", dtype=str, keep_default_na=False)
+    table.to_csv("asked.tsv", sep="\t", index=False)
+    code, out, err = run_command("sample", *asked, "shard=0/2")
+    assert code == 0 and "5 of 11 brains are left" in out, err
+    table.loc[3, "age"] = "60"
+    table.to_csv("asked.tsv", sep="\t", index=False)
+    line = one_line("sample", *asked)
+    assert "tabled: an unfinished cohort with other parameters (SourceHash is" in line
+
+
 def test_a_full_disk_is_one_line(options, one_line, workplace, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -423,8 +492,8 @@ def test_a_full_disk_is_one_line(options, one_line, workplace, monkeypatch):
         assert "full: cannot be written (No space left on device)" in line
 
 
-def slow(path, seconds):
-    time.sleep(seconds)
+def pass_gate(path):
+    assert GATE.acquire(timeout=60)
     path.touch()
 
 
@@ -433,21 +502,26 @@ def fail(path):
 
 
 def test_writers_hold_back_who_is_faster(tmp_path):
-    began = time.monotonic()
     with Writers(2) as writers:
-        for i in range(8):
-            writers.put(slow, tmp_path / f"{i}", 0.1)
-        # Four of them have left; two are at work and two wait.
-        assert time.monotonic() - began >= 0.2
-        assert 4 <= len(list(tmp_path.iterdir())) < 8
-    assert len(list(tmp_path.iterdir())) == 8
+        for i in range(4):  # two are at work and two wait
+            writers.put(pass_gate, tmp_path / f"{i}")
+        fifth = Thread(target=writers.put, args=(pass_gate, tmp_path / "4"))
+        fifth.start()
+        fifth.join(0.2)  # it never ends, however fast or slow the machine
+        assert fifth.is_alive() and not list(tmp_path.iterdir())
+        GATE.release()
+        fifth.join(60)
+        assert not fifth.is_alive() and len(list(tmp_path.iterdir())) == 1
+        for _ in range(4):
+            GATE.release()
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_writers_error_is_raised_by_the_next_put(tmp_path):
     with pytest.raises(OSError, match="x"), Writers(1) as writers:
         writers.put(fail, "x")
-        time.sleep(0.5)
-        writers.put(slow, tmp_path / "never", 0)
+        wait(writers.waiting)
+        writers.put(Path.touch, tmp_path / "never")
         raise AssertionError("not reached")
     assert not list(tmp_path.iterdir())
     with pytest.raises(OSError, match="y"), Writers(1) as writers:
