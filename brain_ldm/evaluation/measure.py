@@ -82,7 +82,10 @@ class Bench:
         found = stored(self.cache, key, participants, compute, f"measuring {title}")
         columns = {n: v for n, v in found.items() if n.startswith("measured_") or n == "voxels"}
         vectors = {name: v for name, v in found.items() if name not in columns}
-        return Measured(cohort, rows.reset_index(drop=True).assign(**columns), vectors)
+        # What `measure` wrote into the cohort is of another instrument, or of none that is wanted.
+        before = [name for name in rows if name.startswith("measured_")]
+        table = rows.drop(columns=before).reset_index(drop=True)
+        return Measured(cohort, table.assign(**columns), vectors)
 
     def copies(self, cohort: Cohort, rows: pd.DataFrame) -> dict[str, np.ndarray]:
         """Vectors of copies of the brains of `rows`, (n, numbers) each, by space.

@@ -456,6 +456,17 @@ def test_what_is_not_wanted_is_left_out(tmp_path, instruments):
     print_summary(metrics, tmp_path / "out")
 
 
+def test_what_measure_wrote_into_a_cohort_is_not_taken_for_ours(tmp_path, instruments):
+    real, made = (write(tmp_path / name, table(9)) for name in ("real", "made"))
+    written = pd.read_csv(made.root / "participants.tsv", sep="\t")
+    written["measured_ventricular_volume"] = written["measured_brain_volume"] = 1.0
+    written.to_csv(made.root / "participants.tsv", sep="\t", index=False)
+    made = open_cohort(made.root)
+    without = replace(instruments, segmenter=None)
+    found = run(TIMES, real, {"made": made}, {}, without, tmp_path / "report")
+    assert list(found["synthetic"]["made"]["agreement"]) == ["age"]
+
+
 def test_what_has_no_ceiling_and_what_nothing_measures(tmp_path, instruments):
     real = write(tmp_path / "real", table(8, age=np.nan, brain_volume=np.nan), table(8))
     made = write(tmp_path / "made", table(8))
