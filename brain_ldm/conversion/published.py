@@ -7,7 +7,6 @@ needed is refused.
 """
 
 import inspect
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from brain_ldm.cohorts.covariates import COVARIATES, CovariateEncoder
+from brain_ldm.cohorts.files import read_json
 from brain_ldm.cohorts.grid import FIELD_OF_VIEW, LOW_EDGE
 from brain_ldm.diffusion.config import Prediction, ScheduleConfig, ScheduleKind
 from brain_ldm.errors import InputError
@@ -135,15 +135,9 @@ class _File:
 
 
 def _read(path: Path) -> _File:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; give the whole bundle") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: not a JSON object")
-    return _File(path, content)
+    if not path.exists():
+        raise InputError(f"{path}: no such file; give the whole bundle")
+    return _File(path, read_json(path))
 
 
 def _grid(metadata: _File, unsaid: list[str]) -> GridConfig:

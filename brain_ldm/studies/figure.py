@@ -1,5 +1,6 @@
 """The figure of a study: a panel a measure, a colour a series, a kind of line each its dashes."""
 
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def draw(path: Path, points: list[dict[str, Any]], caption: str) -> Figure:
     titles = list(points[0]["measures"])
     columns, lines = min(COLUMNS, len(titles)), -(-len(titles) // COLUMNS)
     kinds = {
-        key: dict(zip(_values(points, study[key]), looks, strict=False))
+        key: dict(zip(_values(points, study[key]), cycle(looks), strict=False))
         for key, looks in (("series", COLOURS), ("dashes", DASHES))
     }
     named = [key for key in kinds if study[key] is not None]
