@@ -40,7 +40,8 @@ def test_ms_ssim_is_monais_on_as_many_scales_as_fit(volumes):
     assert len(weights) == 3
     metric = MultiScaleSSIMMetric(3, kernel_size=7, weights=weights, reduction="none")
     theirs = metric(*volumes)[:, 0]
-    assert ms_ssim(*volumes).tolist() == pytest.approx(theirs.tolist(), abs=1e-6)
+    # The coarsest scale is one window: both are 7e-6 from what 64 bits give.
+    assert ms_ssim(*volumes).tolist() == pytest.approx(theirs.tolist(), abs=2e-5)
     assert ms_ssim(volumes[0], volumes[0]).tolist() == pytest.approx([1, 1, 1], abs=1e-5)
 
 
