@@ -110,7 +110,8 @@ def read_off(metrics: dict[str, Any], place: str) -> dict[str, float | None]:
     Args:
         metrics: what metrics.json holds.
         place: keys with dots between them. It names a dict with these three (or a share for the
-            value), or a number beside which `<name>_low` and `<name>_high` stand, or neither.
+            value), or a number beside which `<name>_low` and `<name>_high` stand, or neither; true
+            counts as 1.
 
     Raises:
         InputError: there is no such place.
@@ -131,6 +132,7 @@ def read_off(metrics: dict[str, Any], place: str) -> dict[str, float | None]:
         value = node.get("value", node.get("share"))
         return {"value": value, "low": node.get("low"), "high": node.get("high")}
     last = place.rpartition(".")[2]
+    node = int(node) if isinstance(node, bool) else node
     return {"value": node, "low": above.get(f"{last}_low"), "high": above.get(f"{last}_high")}
 
 

@@ -23,7 +23,13 @@ METRICS = {
                 "ventricular_volume": {"r": 0.9, "r_low": 0.8, "r_high": 0.95},
                 "age": {"r": 0.7, "r_low": 0.6, "r_high": 0.8},
             },
-            "audit": {"embedding": {"similarity": {"synthetic": SHARE}}},
+            "audit": {
+                "embedding": {
+                    "similarity": {"synthetic": SHARE},
+                    "gap": {"synthetic": SHARE},
+                    "copies": True,
+                }
+            },
         }
     },
     "real": {"floor": {"n": 40, "n_real": 40, "fid": {"value": 1.0, "low": 0.5, "high": 1.5}}},
@@ -38,6 +44,7 @@ METRICS = {
         ("synthetic.realism.fid", (2.0, 1.5, 2.5)),
         ("synthetic.agreement.age.r", (0.7, 0.6, 0.8)),
         ("synthetic.audit.embedding.similarity.synthetic", (0.1, 0.0, 0.2)),
+        ("synthetic.audit.embedding.copies", (1, None, None)),
         ("utility.0.mae", (5.0, 4.0, 6.0)),
         ("utility.1.mae", (9.0, None, None)),
     ],
