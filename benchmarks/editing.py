@@ -3,7 +3,8 @@
 Test brains that neither model saw: how well noise that was found by inversion gives each of them
 back, beside the autoencoder's own reconstruction; then each made older, its predicted age, and
 which of all brains the changed one is closest to. Needs `make demo` and
-`train experiment=embedding_demo`. Run: .venv/bin/python benchmarks/editing.py
+`train experiment=embedding_demo`; takes minutes for every 16 brains.
+Run: .venv/bin/python benchmarks/editing.py
 """
 
 import argparse
@@ -19,6 +20,7 @@ from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.diffusion.config import DDIMConfig, Grid
 from brain_ldm.evaluation.similarity import psnr
 from brain_ldm.models import BrainAge, Diffusion, Embedding, open_model
+from brain_ldm.progress import track
 
 BATCH = 16
 
@@ -47,7 +49,7 @@ def main() -> None:
     print(f"{len(table)} test brains of {args.cohort}; DDIM with 50 steps; mean (sd) over brains")
 
     found: dict[str, list[Tensor]] = {}
-    for images, rows in batches(cohort, table):
+    for images, rows in track(list(batches(cohort, table)), "running backwards"):
         latents, _ = model.autoencoder.encode(images)
         reconstruction = model.decode(latents)
         keep(found, "autoencoder", psnr(reconstruction, images))

@@ -1,4 +1,4 @@
-"""Pass cohorts through the measuring networks: a row of numbers a brain, and no volume is kept."""
+"""Pass cohorts through the measuring networks: what stays of a brain is a row of numbers."""
 
 import hashlib
 import math
