@@ -119,9 +119,6 @@ class DiffusionTask(Task):
     encoding_shift: int = 4
     # Subtract the mean latent of the training split first: registered brains share most of theirs.
     centre_latents: bool = False
-    # Timesteps are drawn as T·u^power, u uniform; below 1 for more of the noisy ones, at which
-    # covariates decide what a brain becomes.
-    timestep_power: float = 1.0
     # For x0 prediction: its squared error counts 1 / (1 - alpha_bar) times, as that of v does, but
     # no more than this often; 1 for the plain error.
     x0_weight: float = 1.0

@@ -137,15 +137,11 @@ class DiffusionTraining(AveragedModule):
     ) -> Tensor:
         """Return the squared error of each row of the batch, (B,)."""
         mu, sigma = pick_encoding(batch, generators)
-        total = len(self.model.alphas_cumprod)
         latents = mu + sigma * normal(generators, mu)
         x0 = (latents - self.model.latent_mean) * self.model.config.latent_scale
         noise = normal(generators, x0)
-        share = (
-            stack(generators, lambda g: torch.rand((), generator=g, dtype=torch.float32))
-            ** self.task.timestep_power
-        )
-        t = (total * share).long().clamp(max=total - 1)
+        steps = len(self.model.alphas_cumprod)
+        t = stack(generators, lambda g: torch.randint(steps, (), generator=g))
         alpha_bar = self.model.alphas_cumprod[t]
         conditions = batch["conditions"]
         if dropout:

@@ -101,7 +101,7 @@ def train(config: TrainConfig) -> float | None:
         return json.loads((out / RESULT).read_text())["value"]
     check_trainer(config)
     check_logger(config.logger)
-    with claimed(out), own_processes(config.out), interruptible(out):
+    with interruptible(out), claimed(out), own_processes(config.out):
         L.seed_everything(config.seed, verbose=False)
         folders = [config.data.cohort, *config.data.extra]
         surveys = [survey(folder, needed_columns(config)) for folder in folders]
