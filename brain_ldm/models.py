@@ -124,6 +124,7 @@ class SavedDiffusion(SavedModel):
     network: UNetConfig = field(default_factory=UNetConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     prediction: Prediction = Prediction.epsilon
+    detail: float = 0.0  # for x0 prediction: variance of what goes past the network
     latent_scale: float = MISSING  # multiplies latents before diffusion
     covariates: list[dict[str, Any]] = MISSING  # as CovariateEncoder.to_dict gives them
 
@@ -309,7 +310,8 @@ class Diffusion(Model):
         def epsilon(x: Tensor, t: int) -> Tensor:
             steps = torch.full((len(x),), t, device=x.device)
             output = self.network(x, steps, conditions).to(x.dtype)
-            return to_epsilon(self.config.prediction, output, x, self.alphas_cumprod[t])
+            prediction, detail = self.config.prediction, self.config.detail
+            return to_epsilon(prediction, output, x, self.alphas_cumprod[t], detail)
 
         return epsilon
 

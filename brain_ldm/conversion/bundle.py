@@ -143,6 +143,7 @@ def inference(model: Diffusion) -> dict[str, Any]:
                 "beta_end": config.schedule.beta_end,
             },
             "prediction": config.prediction.value,
+            "detail": config.detail,
             "latent_shape": "@latent_shape",
             "latent_scale": config.latent_scale,
             "conditioning": config.network.conditioning.value,

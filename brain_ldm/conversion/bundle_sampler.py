@@ -70,6 +70,8 @@ class Sampler(nn.Module):
         steps: 2 to T denoising steps; timesteps are the first `steps` multiples of T // steps.
         schedule: `timesteps` (T), `kind` (linear or scaled_linear), `beta_start` and `beta_end`.
         prediction: what the U-Net gives: epsilon, v or x0.
+        detail: for x0, the variance of what goes past the U-Net: it gives (s x0 - detail a e) / r
+            for x = a x0 + s e, r^2 = detail a^2 + s^2, which is x0 where detail is 0.
         latent_shape: (C, x, y, z).
         latent_scale: what latents, their mean subtracted, were multiplied by in training.
         conditioning: how covariates enter: concatenation, cross_attention or both.
@@ -85,6 +87,7 @@ class Sampler(nn.Module):
         steps: int,
         schedule: Mapping[str, int | float | str],
         prediction: str,
+        detail: float,
         latent_shape: Sequence[int],
         latent_scale: float,
         conditioning: str,
@@ -93,7 +96,7 @@ class Sampler(nn.Module):
     ) -> None:
         super().__init__()
         self.autoencoder, self.diffusion = autoencoder, diffusion
-        self.steps, self.prediction = steps, prediction
+        self.steps, self.prediction, self.detail = steps, prediction, detail
         self.latent_scale, self.patch = latent_scale, patch
         self.alpha_bars = alpha_bars(**schedule)
         if not 2 <= steps <= len(self.alpha_bars):
@@ -147,7 +150,10 @@ class Sampler(nn.Module):
         signal, noise = self.alpha_bars[t] ** 0.5, (1 - self.alpha_bars[t]) ** 0.5
         if self.prediction == "v":
             return noise * x + signal * output
-        return (x - signal * output) / noise if self.prediction == "x0" else output
+        if self.prediction == "x0":
+            square = self.detail * signal**2 + noise**2
+            return noise / square * x - signal / square**0.5 * output
+        return output
 
 
 class ConditionMaps(nn.Module):

@@ -119,9 +119,9 @@ class DiffusionTask(Task):
     encoding_shift: int = 4
     # Subtract the mean latent of the training split first: registered brains share most of theirs.
     centre_latents: bool = False
-    # For x0 prediction: its squared error counts 1 / (1 - alpha_bar) times, as that of v does, but
-    # no more than this often; 1 for the plain error.
-    x0_weight: float = 1.0
+    # For x0 prediction: the share of the latents' variance, 0 to 1, that is detail which a narrow
+    # network cannot carry; it goes past the network (diffusion/parameterisation.py).
+    detail: float = 0.0
     condition_dropout: float = 0.1  # all covariates at once: gives the unconditional model
     covariate_dropout: float = 0.1  # each covariate by itself: any subset can be asked for
     ema: float = 0.999  # decay of the weights' moving average, reached gradually

@@ -27,9 +27,11 @@ from brain_ldm.training.schedules import make_schedule
 def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module, and the latents with conditions, that train `config.task`."""
     task = config.task
-    if task.x0_weight != 1 and task.prediction is not Prediction.x0:
+    if not 0 <= task.detail <= 1:
+        raise InputError(f"task.detail is {task.detail:g}: it is a share of variance, 0 to 1")
+    if task.detail and task.prediction is not Prediction.x0:
         raise InputError(
-            f"task.x0_weight is for task.prediction=x0, not {task.prediction.value}: leave it at 1"
+            f"task.detail is for task.prediction=x0, not {task.prediction.value}: leave it at 0"
         )
     if task.encodings < 1:
         raise InputError(f"task.encodings is {task.encodings}: give 1 or more")
@@ -45,6 +47,7 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
         network=task.network,
         schedule=task.schedule,
         prediction=task.prediction,
+        detail=task.detail,
         latent_scale=task.latent_scale or 1.0,
         covariates=encoder.to_dict()["covariates"],
     )
@@ -148,12 +151,9 @@ class DiffusionTraining(AveragedModule):
             conditions = self.drop(conditions, generators)
         noisy = add_noise(x0, noise, alpha_bar).to(next(network.parameters()).dtype)
         output = network(noisy, t.to(x0.device), conditions).float()
-        target = training_target(self.model.config.prediction, x0, noise, alpha_bar)
-        errors = F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)
-        if self.model.config.prediction is Prediction.x0:
-            weight = (1 / (1 - alpha_bar)).clamp(max=self.task.x0_weight)
-            errors = errors * weight.to(errors)
-        return errors
+        saved = self.model.config
+        target = training_target(saved.prediction, x0, noise, alpha_bar, saved.detail)
+        return F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)
 
     def drop(self, conditions: Tensor, generators: list[torch.Generator]) -> Tensor:
         """Return conditions (B, N) with some covariates, or all of a row's, set to missing."""

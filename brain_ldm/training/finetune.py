@@ -68,7 +68,7 @@ def start_diffusion(model: Diffusion, folder: str | Path, renamed: dict[str, str
     """
     old = open_model(folder, Diffusion)
     places = _places(model.encoder.names, old.encoder.names, renamed, folder)
-    for option in ("prediction", "schedule", "network"):
+    for option in ("prediction", "detail", "schedule", "network"):
         here, there = getattr(model.config, option), getattr(old.config, option)
         _require_same(f"task.{option}", here, there, folder)
     if not _same_autoencoder(model.autoencoder, old.autoencoder):

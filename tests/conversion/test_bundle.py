@@ -38,7 +38,7 @@ SEX = {"name": "sex", "unit": "", "low": 0.0, "high": 1.0}
 EDUCATION = {"name": "education", "unit": "", "low": 8.0, "high": 21.0}
 
 
-def diffusion(covariates, prediction=Prediction.epsilon, **network):
+def diffusion(covariates, prediction=Prediction.epsilon, detail=0.0, **network):
     """A small model with weights of which none is zero, its latents scaled and centred."""
     torch.manual_seed(1)
     autoencoder = Autoencoder(
@@ -59,6 +59,7 @@ def diffusion(covariates, prediction=Prediction.epsilon, **network):
         grid=GRID,
         network=UNetConfig(**unet, **network),
         prediction=prediction,
+        detail=detail,
         latent_scale=0.7,
         covariates=covariates,
         trained_on={"cohort": "c", "steps": 4, "extra": {"a": [1.5, None]}},
@@ -73,7 +74,7 @@ def diffusion(covariates, prediction=Prediction.epsilon, **network):
 
 MODELS = {
     "paper": lambda: diffusion([SEX, AGE]),
-    "demo": lambda: diffusion([AGE, SEX], Prediction.x0, patch=2, condition_maps=2),
+    "demo": lambda: diffusion([AGE, SEX], Prediction.x0, 0.2, patch=2, condition_maps=2),
     "v": lambda: diffusion([EDUCATION], Prediction.v, conditioning=Conditioning.concatenation),
     "token": lambda: diffusion([AGE, EDUCATION], conditioning=Conditioning.cross_attention),
     "unconditional": lambda: diffusion([]),

@@ -14,15 +14,39 @@ def noised():
     return x0, noise, alpha_bar, add_noise(x0, noise, alpha_bar)
 
 
-@pytest.mark.parametrize("prediction", Prediction)
-def test_a_network_that_meets_its_target_gives_back_noise_and_image(prediction, noised):
+@pytest.mark.parametrize(
+    ("prediction", "detail"), [*((each, 0.0) for each in Prediction), (Prediction.x0, 0.12)]
+)
+def test_a_network_that_meets_its_target_gives_back_noise_and_image(prediction, detail, noised):
     x0, noise, alpha_bar, x = noised
-    output = training_target(prediction, x0, noise, alpha_bar)
+    output = training_target(prediction, x0, noise, alpha_bar, detail)
 
-    torch.testing.assert_close(
-        to_epsilon(prediction, output, x, alpha_bar), noise, atol=1e-12, rtol=0
-    )
-    torch.testing.assert_close(to_x0(prediction, output, x, alpha_bar), x0, atol=1e-12, rtol=0)
+    found = to_epsilon(prediction, output, x, alpha_bar, detail)
+    torch.testing.assert_close(found, noise, atol=1e-12, rtol=0)
+    found = to_x0(prediction, output, x, alpha_bar, detail)
+    torch.testing.assert_close(found, x0, atol=1e-12, rtol=0)
+
+
+def test_no_detail_leaves_x0_and_all_of_it_leaves_v(noised):
+    x0, noise, alpha_bar, _ = noised
+
+    plain = training_target(Prediction.x0, x0, noise, alpha_bar)
+    torch.testing.assert_close(plain, x0, atol=1e-12, rtol=0)
+    whole = training_target(Prediction.x0, x0, noise, alpha_bar, detail=1.0)
+    v = training_target(Prediction.v, x0, noise, alpha_bar)
+    torch.testing.assert_close(whole, -v, atol=1e-12, rtol=0)
+
+
+def test_a_silent_network_leaves_the_best_linear_estimate_of_detail():
+    """Against least squares on draws of detail of that variance."""
+    generator = torch.Generator().manual_seed(0)
+    x0 = 0.3 * torch.randn(1, 200_000, dtype=torch.float64, generator=generator)
+    x = add_noise(x0, torch.randn(x0.shape, dtype=x0.dtype, generator=generator), 0.8)
+
+    slope = (x * x0).sum() / (x * x).sum()
+    found = to_x0(Prediction.x0, torch.zeros_like(x), x, 0.8, detail=0.09)
+
+    torch.testing.assert_close(found, slope * x, atol=0.01, rtol=0)
 
 
 def test_v_is_made_of_its_own_x0_and_epsilon(noised):

@@ -155,7 +155,7 @@ def test_shapes_that_strides_do_not_divide(one_line, trainings, workplace):
     line = one_line("train", *trainings["diffusion"], "task.network.patch=0")
     assert "task.network.patch is 0" in line
     line = one_line("train", *trainings["diffusion"], "task.prediction=v")
-    assert "task.x0_weight" in line
+    assert "task.detail is for task.prediction=x0" in line
     assert not list(workplace.iterdir())
 
 

@@ -237,21 +237,6 @@ def test_every_timestep_is_as_likely():
     assert scipy.stats.kstest((drawn + 0.5) / 1000, "uniform").pvalue > 0.01
 
 
-def test_an_x0_error_counts_as_that_of_v_up_to_the_cap():
-    plain, capped = (training(prediction=Prediction.x0, x0_weight=weight) for weight in (1.0, 3.0))
-    rows = batch(200)
-    losses = []
-    for module in (plain, capped):
-        seen = []
-        module.model.network.forward = lambda x, t, c, s=seen: (s.append(t), torch.zeros_like(x))[1]
-        generators = draws(7, 0, rows["index"])
-        losses.append(module.loss(module.model.network, rows, generators, dropout=False))
-    alpha_bar = plain.model.alphas_cumprod[seen[0]].numpy()
-    expected = np.minimum(1 / (1 - alpha_bar), 3)
-    assert expected.min() < 1.1 and expected.max() == 3
-    assert (losses[1] / losses[0]).numpy() == pytest.approx(expected, rel=1e-4)
-
-
 def test_posterior_noise_is_fresh_at_every_step():
     module = training()
     rows = batch()
