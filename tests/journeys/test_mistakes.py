@@ -156,6 +156,8 @@ def test_shapes_that_strides_do_not_divide(one_line, trainings, workplace):
     assert "task.network.patch is 0" in line
     line = one_line("train", *trainings["diffusion"], "task.prediction=v")
     assert "task.detail is for task.prediction=x0" in line
+    line = one_line("train", *trainings["diffusion"], "task.detail=2")
+    assert "task.detail is 2" in line
     assert not list(workplace.iterdir())
 
 
