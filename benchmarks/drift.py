@@ -1,10 +1,10 @@
-"""How well the diffusion model denoises, and how far many steps carry its latents from real ones.
+"""How well the diffusion model denoises, and whether more steps change the power of what it draws.
 
 A small model's error in predicting the clean latent is there at every step of a sampler. For test
 brains that the model never saw, prints that error by timestep; then, for DDIM and DDPM by number of
 steps, the mean square of the latents that are drawn for these brains' covariates, beside that of
-the brains' own latents, which is 1 but for chance. Needs `make demo`; takes minutes for 16 brains.
-Run: .venv/bin/python benchmarks/drift.py
+the brains' own latents (1 on average over training brains). Trailing grid, bf16 where it is native.
+Needs `make demo`; takes minutes for 16 brains. Run: .venv/bin/python benchmarks/drift.py
 """
 
 import argparse
@@ -19,6 +19,7 @@ from brain_ldm.diffusion.config import DDIMConfig, DDPMConfig, Grid, Prediction
 from brain_ldm.diffusion.parameterisation import to_x0
 from brain_ldm.diffusion.schedule import add_noise
 from brain_ldm.models import Diffusion, open_model
+from brain_ldm.precision import Precision, resolve
 from brain_ldm.progress import track
 
 TIMESTEPS = (20, 100, 200, 400, 600, 800, 980)
@@ -38,6 +39,7 @@ def main() -> None:
             print(f"{folder} is not there: make demo")
             return
 
+    fast = resolve(Precision.auto, "cpu") == "bf16-mixed"
     generator = torch.Generator().manual_seed(0)
 
     def draw(like: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def main() -> None:
     for t in TIMESTEPS:
         alpha_bar = model.alphas_cumprod[t]
         noisy = add_noise(real, draw(real), alpha_bar.expand(len(real)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             epsilon = denoiser(noisy, t)
         x0 = to_x0(Prediction.epsilon, epsilon, noisy, alpha_bar)
         print(f"{t:8d}  {1 - alpha_bar:14.2f}  {(x0 - real).square().mean():.3f}")
@@ -69,7 +71,7 @@ def main() -> None:
     lines = []
     for kind, steps in track(points, "sampling"):
         sampler = kind(steps=steps, grid=Grid.trailing)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast):
             drawn = scaled(model, model.sample(conditions, noise, sampler, draw=draw))
         name = kind.__name__.removesuffix("Config")
         lines.append(f"{name:7}  {steps:5d}  {spread(drawn)}")

@@ -70,8 +70,8 @@ class Sampler(nn.Module):
         steps: 2 to T denoising steps; timesteps are the first `steps` multiples of T // steps.
         schedule: `timesteps` (T), `kind` (linear or scaled_linear), `beta_start` and `beta_end`.
         prediction: what the U-Net gives: epsilon, v or x0.
-        detail: for x0, the variance of what goes past the U-Net: it gives (s x0 - detail a e) / r
-            for x = a x0 + s e, r^2 = detail a^2 + s^2, which is x0 where detail is 0.
+        detail: for x0, the variance of detail that goes past the U-Net. Of x = a x0 + s e, e the
+            noise, it gives (s x0 - detail a e) / r, r^2 = detail a^2 + s^2: x0 itself for detail 0.
         latent_shape: (C, x, y, z).
         latent_scale: what latents, their mean subtracted, were multiplied by in training.
         conditioning: how covariates enter: concatenation, cross_attention or both.

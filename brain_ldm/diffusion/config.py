@@ -16,7 +16,7 @@ class Prediction(Enum):
 
     epsilon = "epsilon"  # the noise, Ho et al. 2020
     v = "v"  # the velocity, Salimans & Ho 2022
-    x0 = "x0"  # the clean latent itself
+    x0 = "x0"  # the clean latent itself, or what is left of it past `detail` (parameterisation.py)
 
 
 class Grid(Enum):

@@ -6,15 +6,17 @@ velocity is v = a epsilon - s x0 (Salimans & Ho 2022, arXiv 2202.00512, section 
 
 A network that is too narrow to carry all detail of a latent cannot return it either, even where
 there is hardly any noise. Where it predicts x0, `detail` is the variance of what it cannot carry,
-in a latent of variance 1: the best linear estimate of that much is taken from x itself, and the
-network answers with the rest, f, as Karras et al. 2022 (arXiv 2206.00364, section 5) have it with
-sigma_data^2 = detail, but for a constant. With r = sqrt(detail a^2 + s^2)
+of latents scaled to variance 1. An image of that variance would best be estimated as detail a / r^2
+x, r = sqrt(detail a^2 + s^2): so much is taken from x itself, and the network answers with the
+rest, f, as Karras et al. 2022 (arXiv 2206.00364, section 5) have it with sigma_data^2 = detail, but
+for the factor sqrt(detail):
 
     f = (s x0 - detail a epsilon) / r
     x0 = detail a / r^2 x + s / r f
     epsilon = s / r^2 x - a / r f
 
-which is x0 itself for detail = 0, and -v for detail = 1.
+f is x0 for detail = 0 (where alpha_bar must be below 1) and -v for detail = 1. Its squared error is
+that of x0 times r^2 / s^2 = 1 + detail a^2 / s^2.
 """
 
 import torch

@@ -13,7 +13,7 @@ COLOURS = ("#1f6feb", "#f0a04b", "#2f9e68", "#b0479b", "#7d8790", "#8a6d3b")
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
 WIDTH, HEIGHT, LEGEND = 4.3, 3.4, 1.6  # inches of a panel, and of the legends beside them
-APART = 1.015  # ratio of x between two groups, so that their intervals can be told apart
+APART = 1.015  # ratio of a numeric x between two groups, so that intervals can be told apart
 
 
 def draw(path: Path, points: list[dict[str, Any]], caption: str) -> Figure:

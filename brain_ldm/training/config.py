@@ -119,8 +119,8 @@ class DiffusionTask(Task):
     encoding_shift: int = 4
     # Subtract the mean latent of the training split first: registered brains share most of theirs.
     centre_latents: bool = False
-    # For x0 prediction: the share of the latents' variance, 0 to 1, that is detail which a narrow
-    # network cannot carry; it goes past the network (diffusion/parameterisation.py).
+    # For x0 prediction: the variance, of latents scaled to 1, of detail that a narrow network
+    # cannot carry; it goes past the network (diffusion/parameterisation.py). 0 to 1, 0 for none.
     detail: float = 0.0
     condition_dropout: float = 0.1  # all covariates at once: gives the unconditional model
     covariate_dropout: float = 0.1  # each covariate by itself: any subset can be asked for

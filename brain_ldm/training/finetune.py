@@ -64,7 +64,7 @@ def start_diffusion(model: Diffusion, folder: str | Path, renamed: dict[str, str
 
     Raises:
         InputError: the folder holds no diffusion model, `renamed` does not fit the names, or the
-            old model has another prediction, schedule, network or autoencoder.
+            old model has another prediction, detail, schedule, network or autoencoder.
     """
     old = open_model(folder, Diffusion)
     places = _places(model.encoder.names, old.encoder.names, renamed, folder)

@@ -49,6 +49,7 @@ def training(names=("sex", "age"), **options):
         grid=grid,
         network=NETWORK,
         prediction=task.prediction,
+        detail=task.detail,
         latent_scale=2.0,
         covariates=encoder.to_dict()["covariates"],
     )
@@ -235,6 +236,21 @@ def test_every_timestep_is_as_likely():
     drawn = seen[0].numpy()
     assert drawn.min() >= 0 and drawn.max() < 1000
     assert scipy.stats.kstest((drawn + 0.5) / 1000, "uniform").pvalue > 0.01
+
+
+def test_detail_that_goes_past_the_network_is_not_asked_of_it():
+    module = training(prediction=Prediction.x0, detail=0.2)
+    rows = batch(sigma=0.0)
+    x0 = 2 * rows["mu"][:, 0]
+
+    def exact(x, t, _):
+        alpha_bar = module.model.alphas_cumprod[t].float().reshape(-1, 1, 1, 1, 1)
+        square = 0.2 * alpha_bar + 1 - alpha_bar
+        return (square / (1 - alpha_bar)).sqrt() * (x0 - 0.2 * alpha_bar.sqrt() / square * x)
+
+    module.model.network.forward = exact
+    loss = module.loss(module.model.network, rows, draws(7, 0, rows["index"]), dropout=False)
+    assert loss.max() < 1e-6
 
 
 def test_posterior_noise_is_fresh_at_every_step():

@@ -240,6 +240,10 @@ def test_names_that_do_not_fit(plain, renamed, message):
             r"^task.prediction is v, but .*plain has epsilon: give task.prediction=epsilon$",
         ),
         (
+            {"prediction": Prediction.epsilon, "detail": 0.1},
+            r"^task.detail is 0.1, but .*plain has 0.0: give task.detail=0.0$",
+        ),
+        (
             {"schedule": ScheduleConfig(timesteps=500)},
             r"^task.schedule.timesteps is 500, .* give task.schedule.timesteps=1000$",
         ),
