@@ -28,7 +28,7 @@ def build(config: TrainConfig, cohort: Cohort) -> tuple[TaskModule, CohortData]:
     """Return the module, and the latents with conditions, that train `config.task`."""
     task = config.task
     if not 0 <= task.detail <= 1:
-        raise InputError(f"task.detail is {task.detail:g}: it is a share of variance, 0 to 1")
+        raise InputError(f"task.detail is {task.detail:g}: it is a variance, give 0 to 1")
     if task.detail and task.prediction is not Prediction.x0:
         raise InputError(
             f"task.detail is for task.prediction=x0, not {task.prediction.value}: leave it at 0"
