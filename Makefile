@@ -50,7 +50,7 @@ endef
 COHORT := dataset_description.json
 MODEL := weights.safetensors
 SWEEPS := ventricular_volume age
-SWEEP_COHORTS := $(SWEEPS:%=cohorts/demo_sweep_%)
+SWEEP_COHORTS := $(SWEEPS:%=cohorts/demo_sweep_%) cohorts/demo_sweep_beyond
 
 demo: reports/demo/index.html  ## Phantoms to synthetic brains and their report, on two CPU cores
 	@echo "The report: $<"
@@ -78,14 +78,21 @@ cohorts/demo_synthetic/$(COHORT): models/ldm_demo/$(MODEL)
 cohorts/demo_sweep_%/$(COHORT): models/ldm_demo/$(MODEL)
 	$(call stage,One brain as its $* changes,brain_ldm.sample model=models/ldm_demo sweep=$* n=7 out=$(@D) seed=1 sampler.grid=trailing)
 
+# As in the paper's figure 4: from -.5 to 1.9, where 0 and 1 are the ends of the training range.
+cohorts/demo_sweep_beyond/$(COHORT): models/ldm_demo/$(MODEL)
+	$(call stage,One brain as its ventricles go beyond all that was learnt,brain_ldm.sample model=models/ldm_demo \
+	    sweep=ventricular_volume n=9 'ranges={ventricular_volume: [-35564$(comma) 174426.4]}' extrapolate=true \
+	    out=$(@D) seed=1 sampler.grid=trailing)
+
 empty :=
 comma := ,
 space := $(empty) $(empty)
+DEMO_SWEEPS = [$(subst $(space),$(comma),$(SWEEP_COHORTS))]
 
 reports/demo/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(MODEL) \
     cohorts/demo_synthetic/$(COHORT) $(SWEEP_COHORTS:%=%/$(COHORT))
 	$(call stage,Real and synthetic held against each other,brain_ldm.evaluate real=cohorts/phantom \
-	    synthetic=cohorts/demo_synthetic "sweeps=[$(subst $(space),$(comma),$(SWEEP_COHORTS))]" \
+	    synthetic=cohorts/demo_synthetic "sweeps=$(DEMO_SWEEPS)" \
 	    features=segmenter embedding=null pairs=300 out=$(@D))
 
 # The paper's Table 1 on phantoms: every row by the demo's models and by those of another seed, 256
@@ -124,18 +131,18 @@ cohorts/table_ldm_%/$(COHORT): models/ldm_%/$(MODEL)
 models/embedding_demo/$(MODEL): cohorts/phantom/$(COHORT)
 
 reports/table/index.html: models/segmenter_demo/$(MODEL) models/brain_age_demo/$(MODEL) \
-    models/embedding_demo/$(MODEL) models/ae_demo/$(MODEL) \
+    models/embedding_demo/$(MODEL) models/ae_demo/$(MODEL) $(SWEEP_COHORTS:%=%/$(COHORT)) \
     $(foreach run,$(RUNS),$(foreach row,lsgan vae_gan ldm ddim,cohorts/table_$(row)_$(run)/$(COHORT)))
 	$(call stage,The table,brain_ldm.evaluate real=cohorts/phantom autoencoder=models/ae_demo \
 	    "synthetic={$(call table_row,LSGAN,lsgan)$(comma) $(call table_row,VAE-GAN,vae_gan)$(comma) \
 	    $(call table_row,LDM,ldm)$(comma) $(call table_row,LDM + DDIM,ddim)}" \
-	    features=segmenter out=$(@D))
+	    "sweeps=$(DEMO_SWEEPS)" features=segmenter out=$(@D))
 
 clean:  ## Remove what the demo and the tools made (cohorts, models, reports, caches; .venv stays)
 	rm -rf cohorts/phantom cohorts/phantom_measure cohorts/demo_synthetic $(SWEEP_COHORTS)
 	rm -rf models/segmenter_demo models/brain_age_demo models/ae_demo models/ldm_demo reports/demo
 	rm -rf models/embedding_demo models/lsgan_demo models/vae_gan_demo models/*_demo_s1
-	rm -rf cohorts/table_* reports/table
+	rm -rf cohorts/table_* reports/table cohorts/demo_many reports/study_*
 	rm -rf caches/cohorts_phantom caches/cohorts_phantom_measure caches/evaluation
 	rm -rf .pytest_cache .ruff_cache .import_linter_cache build dist
 	find brain_ldm tests -name __pycache__ -prune -exec rm -rf {} +

@@ -36,8 +36,9 @@ class EvaluateConfig:
     autoencoder: str | None = "models/ae_demo"  # latents; its reconstructions are judged
     embedding: str | None = "models/embedding_demo"  # who is like whom: finds copies
 
-    features: Features = Features.medicalnet
-    medicalnet: str | None = None  # file with its weights; null: MONAI downloads them
+    features: Features | None = Features.medicalnet  # null does without FID and its like
+    # File with its weights; null: they are fetched from the Hugging Face hub (extra `engines`).
+    medicalnet: str | None = None
 
     # Rows of the real cohort that requests and measurements are compared on, by its column
     # `split`. Rows that a measuring network was trained on would flatter the ceiling.

@@ -12,6 +12,7 @@ from nilearn.plotting import view_img
 from brain_ldm.cohorts.cohort import Cohort
 from brain_ldm.cohorts.covariates import COVARIATES
 from brain_ldm.evaluation import figures
+from brain_ldm.evaluation.inputs import asked_like
 from brain_ldm.evaluation.measure import Measured
 from brain_ldm.evaluation.quantities import QUANTITIES, Quantity
 from brain_ldm.evaluation.table import MEASURES, REAL
@@ -38,8 +39,8 @@ def overview(path: Path, real: Measured, synthetic: dict[str, Measured], count: 
     figures.montage(path, real.cohort.grid, rows)
 
 
-def comparison(path: Path, table: dict[str, dict[str, Any]]) -> None:
-    """The table as dots with their intervals."""
+def comparison(path: Path, table: dict[str, dict[str, Any]], of: str) -> None:
+    """The table as dots with their intervals; `of`: what FID was taken of."""
     panels = []
     for measure in MEASURES:
         rows = [
@@ -47,7 +48,7 @@ def comparison(path: Path, table: dict[str, dict[str, Any]]) -> None:
             for title, row in table.items()
         ]
         panels.append(figures.DotPanel(HEADINGS[measure], rows))
-    figures.dots(path, panels)
+    figures.dots(path, panels, of)
 
 
 def montage(
@@ -205,7 +206,8 @@ def utility(path: Path, networks: Sequence[dict[str, Any]]) -> None:
     """Error on real brains against the number of brains that an age network learnt from."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for network in networks:
-        lines.setdefault(network["source"], []).append(network)
+        if network["real_rows"] + network["synthetic_rows"]:
+            lines.setdefault(network["source"], []).append(network)
     figures.errors(
         path,
         "training brains",
@@ -243,10 +245,10 @@ def _pairs_to_show(
     real: pd.DataFrame, synthetic: pd.DataFrame, count: int
 ) -> tuple[list[tuple[int, int]], bool]:
     """Row numbers (real, synthetic) for the montage, spread over age; whether they match."""
-    pairs = []
-    if "source_id" in synthetic:
-        by_source = {source: row for row, source in reversed(list(enumerate(synthetic.source_id)))}
-        pairs = [(r, by_source[p]) for r, p in enumerate(real.participant_id) if p in by_source]
+    first: dict[int, int] = {}  # the first brain that was asked for like each real one
+    for made, person in asked_like(real, synthetic).items():
+        first.setdefault(person, made)
+    pairs = list(first.items())
     matched = bool(pairs)
     if not matched:
         pairs = [(row, row) for row in range(min(len(real), len(synthetic)))]

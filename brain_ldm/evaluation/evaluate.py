@@ -15,12 +15,19 @@ from brain_ldm.evaluation import draw
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.faithfulness import agreement, chance
 from brain_ldm.evaluation.gradient_similarity import WINDOW as GRADIENT_WINDOW
-from brain_ldm.evaluation.inputs import Inputs, check, open_inputs, swept
+from brain_ldm.evaluation.inputs import (
+    Inputs,
+    asked_like,
+    check,
+    check_networks,
+    open_inputs,
+    swept,
+)
 from brain_ldm.evaluation.instruments import Instruments, open_instruments
 from brain_ldm.evaluation.measure import Bench, Measured
 from brain_ldm.evaluation.memorisation import SIGNIFICANCE, audit
-from brain_ldm.evaluation.quantities import QUANTITIES
-from brain_ldm.evaluation.realism import compare
+from brain_ldm.evaluation.quantities import QUANTITIES, compared
+from brain_ldm.evaluation.realism import RANGES, Comparison, Value, compare
 from brain_ldm.evaluation.report import check_out, plain, print_summary, publish, write_files
 from brain_ldm.evaluation.sex import GridSearchCV, learn_sex, sex_agreement
 from brain_ldm.evaluation.similarity import (
@@ -49,6 +56,7 @@ def evaluate(config: EvaluateConfig) -> None:
     out = Path(config.out or Path("reports") / Path(first).name)
     check_out(out)
     inputs = open_inputs(config)
+    check(config, inputs)  # before networks are fetched
     check_age_networks(config.age_networks, inputs.real, config.split)
     metrics = evaluate_cohorts(config, inputs, open_instruments(config), out)
     print_summary(metrics, out)
@@ -65,7 +73,8 @@ def evaluate_cohorts(
     Raises:
         InputError: the cohorts and networks do not fit together, or a volume cannot be read.
     """
-    check(config, inputs, instruments)
+    check(config, inputs)
+    check_networks(config, inputs.real, instruments)
     size = config.batch_size or BATCHES.get(round(inputs.real.grid.resolution), 8)
     bench = Bench(instruments, Path(config.cache), size)
     everyone = bench.measure(inputs.real, inputs.real.rows(), "real", True)
@@ -163,14 +172,21 @@ def _decoded_otherwise(cohort: Cohort, instruments: Instruments) -> bool:
 def _halves(
     everyone: Measured, made: dict[str, Measured], config: EvaluateConfig
 ) -> tuple[Measured, Measured, int]:
-    """Real brains to compare with, and as many others, the floor; how many.
+    """Real brains to compare with, and as many of other people, the floor; how many.
 
     Distances between cohorts depend on their size, so all are taken of one: that of the smallest
-    synthetic cohort, or half the real one, and no more than `compared`.
+    synthetic cohort that has enough for all of them, or half the real one, and no more than
+    `compared`.
     """
-    n = min(config.compared, len(everyone) // 2, *(len(cohort) for cohort in made.values()))
-    order = np.random.default_rng(config.seed).permutation(len(everyone))
-    return everyone.rows(order[:n]), everyone.rows(order[n : 2 * n]), n
+    sizes = [len(cohort) for cohort in made.values()]
+    enough = [size for size in sizes if size > config.neighbours]
+    n = min(config.compared, len(everyone) // 2, *(enough or sizes))
+    whose = pd.factorize(people(everyone.table))[0]
+    rank = np.random.default_rng(config.seed).permutation(whose.max() + 1)
+    order = np.argsort(rank[whose], kind="stable")  # the scans of a person together
+    others = order[~np.isin(whose[order], whose[order[:n]])]
+    n = min(n, len(others))
+    return everyone.rows(order[:n]), everyone.rows(others[:n]), n
 
 
 def _some(cohort: Measured, n: int, seed: int) -> Measured:
@@ -183,24 +199,31 @@ def _notes(train: Measured, held_out: Measured, made: dict[str, Measured]) -> li
     whole = train.cohort.content_hash()
     for name, cohort in made.items():
         taught = (cohort.cohort.description.get("GeneratedBy") or [{}])[0].get("TrainedOn") or {}
+        extra = taught.get("extra", {})
+        own = taught.get("training_rows")
+        own = own and own - sum(other["rows"] for other in extra.values())
         if taught.get("cohort_hash") not in (None, whole):
             notes.append(
                 f"the model of {name} learnt from another cohort than {train.cohort.root}: that "
                 "nothing of it was copied says nothing of the brains that the model has seen"
             )
-        elif taught.get("training_rows") not in (None, len(train)):
+        elif own not in (None, len(train)):
             notes.append(
-                f"the model of {name} learnt from {taught['training_rows']} of the {len(train)} "
+                f"the model of {name} learnt from {own} of the {len(train)} "
                 "training brains: the audit counts those that it never saw, too"
             )
-        if "source_id" in cohort.table:
-            asked = cohort.table["source_id"].isin(train.table["participant_id"]).sum()
-            if asked:
-                notes.append(
-                    f"{asked} of {len(cohort)} brains of {name} were asked for with the covariates "
-                    "of training brains, which they resemble for that alone: the audit's rate of "
-                    "false alarms does not hold, and FID is flattered"
-                )
+        for folder, other in extra.items():
+            notes.append(
+                f"the model of {name} learnt from {other['rows']} brains of {folder} as well: "
+                "copies of those are not looked for"
+            )
+        asked = len(asked_like(train.table, cohort.table))
+        if asked:
+            notes.append(
+                f"{asked} of {len(cohort)} brains of {name} were asked for with the covariates "
+                "of training brains, which they resemble for that alone: the audit's rate of "
+                "false alarms does not hold, and FID is flattered"
+            )
     for what, cohort in {"the real cohort's other splits": held_out, **made}.items():
         same = int(cohort.table["voxels"].isin(train.table["voxels"]).sum())
         if same:
@@ -294,6 +317,9 @@ def _similarity(
 def _realism(reference: Measured, other: Measured, config: EvaluateConfig) -> dict[str, Any] | None:
     if "features" not in reference.vectors:
         return None
+    if len(other) < len(reference):
+        note = Value(note=f"{len(other)} brains, too few: all others are {len(reference)}")
+        return asdict(Comparison(len(other), len(reference), *[note] * len(RANGES)))
     features = (reference.vectors["features"], other.vectors["features"])
     return asdict(compare(*features, config.neighbours, config.resamples, config.seed))
 
@@ -387,7 +413,9 @@ def _draw(
         firsts.setdefault(metrics["synthetic"][name]["title"], name)
     shown = {title: made[name] for title, name in firsts.items()}
     draw.overview(stage / "figures/overview.png", real, shown, config.shown)
-    draw.comparison(stage / "figures/table.png", metrics["table"])
+    features, floor = metrics["features"], metrics["real"]["floor"]
+    of = f"FID of {compared(features, floor)} brains" if features else "No features, so no FID"
+    draw.comparison(stage / "figures/table.png", metrics["table"], of)
     metrics["figures"] = {"overview": "figures/overview.png", "table": "figures/table.png"}
     metrics["viewers"] = {}
     for title, measured in {"real": real, **shown}.items():
@@ -426,7 +454,7 @@ def _draw(
         draw.sweep(
             stage / found["figure"], cohort, real.table, found["covariate"], known and tuple(known)
         )
-    if metrics["utility"]:
+    if any(network["source"] != "not recorded" for network in metrics["utility"]):
         metrics["figures"]["utility"] = "figures/utility.png"
         draw.utility(stage / "figures/utility.png", metrics["utility"])
 

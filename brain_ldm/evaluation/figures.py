@@ -285,15 +285,18 @@ class DotPanel:
     rows: Sequence[Dots]
 
 
-def dots(path: Path, panels: Sequence[DotPanel]) -> Figure:
-    """Draw and save panels side by side whose rows are the same; the last row is the reference."""
+def dots(path: Path, panels: Sequence[DotPanel], caption: str) -> Figure:
+    """Draw and save panels side by side whose rows are the same; the last row is the reference.
+
+    caption: stands below.
+    """
     names = [row.title for row in panels[0].rows]
-    width, height = 13.0, 1.1 + 0.42 * len(names)
+    width, height = 13.0, 1.4 + 0.42 * len(names)
     figure = Figure((width, height), facecolor=PAPER, dpi=DOTS_PER_INCH)
     label, gap = 1.7, 0.35
     each = (width - label - gap) / len(panels)
     for p, panel in enumerate(panels):
-        box = (label + p * each, 0.45, each - gap, height - 1.0)
+        box = (label + p * each, 0.75, each - gap, height - 1.3)
         ax = figure.add_axes(np.divide(box, (width, height, width, height)))
         for r, row in enumerate(panel.rows):
             colour = GREY if r == len(names) - 1 else BLUE
@@ -308,6 +311,7 @@ def dots(path: Path, panels: Sequence[DotPanel]) -> Figure:
         ax.set_title(panel.title, loc="left", size=10.5, color=INK, weight="bold")
         ax.locator_params(axis="x", nbins=5)
         _plain(ax)
+    figure.text(label / width, 0.12 / height, caption, size=8, color=QUIET)
     figure.savefig(path)
     return figure
 

@@ -1,9 +1,13 @@
 """The cohorts that are held against each other: their names, and whether they fit together."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from brain_ldm.cohorts.cohort import SPLITS, Cohort, open_cohort
+from brain_ldm.cohorts.covariates import COVARIATES
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.gradient_similarity import check_grid
@@ -76,8 +80,33 @@ def swept(cohort: Cohort) -> str | None:
     return _made_by(cohort).get("Sweep")
 
 
-def check(config: EvaluateConfig, inputs: Inputs, instruments: Instruments) -> None:
-    """Refuse what does not fit together, before anything is measured.
+def asked_like(real: pd.DataFrame, synthetic: pd.DataFrame) -> dict[int, int]:
+    """The row of `real` whose covariates a synthetic brain was asked for with, by its own row.
+
+    Found by `source_id` and by the covariates, since two sites may number their people alike. A
+    brain that was asked for with nothing has no such row.
+    """
+    if "source_id" not in synthetic:
+        return {}
+    rows = {participant: row for row, participant in enumerate(real["participant_id"])}
+    covariates = [name for name in COVARIATES if name in real and name in synthetic]
+    found = {}
+    for number, brain in enumerate(synthetic.to_dict("records")):
+        row = rows.get(brain["source_id"])
+        asked = [name for name in covariates if not pd.isna(brain[name])]
+        if row is not None and asked:
+            person = real.iloc[row]
+            if all(_same(person[name], brain[name]) for name in asked):
+                found[number] = row
+    return found
+
+
+def _same(a: float | str, b: float | str) -> bool:
+    return a == b if isinstance(b, str) else math.isclose(a, b, rel_tol=1e-6)
+
+
+def check(config: EvaluateConfig, inputs: Inputs) -> None:
+    """Refuse options and cohorts that do not fit together, before anything is opened or measured.
 
     Raises:
         InputError: with what can still be computed, where some of it fits.
@@ -86,6 +115,8 @@ def check(config: EvaluateConfig, inputs: Inputs, instruments: Instruments) -> N
         value = getattr(config, key)
         if value is not None and value < 1:
             raise InputError(f"{key} is {value}; give at least 1")
+    if config.seed < 0:
+        raise InputError(f"seed is {config.seed}; give 0 or more")
     real = inputs.real
     if config.split not in SPLITS:
         raise InputError(f"split is {config.split!r}; give {', '.join(SPLITS)}")
@@ -102,12 +133,6 @@ def check(config: EvaluateConfig, inputs: Inputs, instruments: Instruments) -> N
             )
     scale_weights(real.grid.shape)
     check_grid(real.grid.shape)
-    for name, model in instruments.named().items():
-        if not model.grid.same_as(real.grid):
-            raise InputError(
-                f"{real.root}: {real.grid}, but {name} ({getattr(config, name)}) works on "
-                f"{model.grid}; give a cohort and models of one grid, or {name}=null"
-            )
     cohorts = {**inputs.synthetic, **inputs.sweeps}
     fitting = [c for c in cohorts.values() if c.grid.same_as(real.grid)]
     for cohort in cohorts.values():
@@ -126,6 +151,20 @@ def check(config: EvaluateConfig, inputs: Inputs, instruments: Instruments) -> N
             raise InputError(f"{cohort.root}: not a sweep; give it as synthetic=…")
         if varied not in cohort.table.columns or cohort.table[varied].isna().any():
             raise InputError(f"{cohort.root}/participants.tsv: a sweep needs {varied} in every row")
+
+
+def check_networks(config: EvaluateConfig, real: Cohort, instruments: Instruments) -> None:
+    """Refuse networks that work on another grid.
+
+    Raises:
+        InputError: with the first of them.
+    """
+    for name, model in instruments.named().items():
+        if not model.grid.same_as(real.grid):
+            raise InputError(
+                f"{real.root}: {real.grid}, but {name} ({getattr(config, name)}) works on "
+                f"{model.grid}; give a cohort and models of one grid, or {name}=null"
+            )
 
 
 def _made_by(cohort: Cohort) -> dict:

@@ -129,13 +129,18 @@ def open_instruments(config: EvaluateConfig) -> Instruments:
     return Instruments(**models, extractor=_open_extractor(config, models, device), device=device)
 
 
-def _open_extractor(config: EvaluateConfig, models: dict[str, Model], device: str) -> Extractor:
+def _open_extractor(
+    config: EvaluateConfig, models: dict[str, Model], device: str
+) -> Extractor | None:
+    if config.features is None:
+        return None
     if config.features is Features.medicalnet:
         try:
             return medicalnet(config.medicalnet, device)
         except InputError as error:
             raise InputError(
-                f"features=medicalnet: {error}; features=segmenter stands in without a download"
+                f"features=medicalnet: {error}; features=segmenter stands in without a download, "
+                "features=null does without FID"
             ) from None
     name = config.features.value
     if name not in models:

@@ -164,10 +164,11 @@ def audit(
         sets["planted"] = planted
     found = Audit(*counts, measure, level)
     beyond = rows_beyond(counts[1], level)
-    note = _too_few(counts, beyond, level, significance)
-    if note is not None:
+    persons = len(train) if people is None else len(np.unique(people))
+    note = _too_few(persons, counts, beyond, level, significance)
+    if not counts[0] or not counts[2]:
         return replace(found, note=note)
-    sizes = {name: np.asarray(rows[0]).size for name, rows in sets.items()}
+    sizes = {name: np.asarray(rows[0]).size for name, rows in sets.items() if len(rows)}
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{size} of a {name} brain" for name, size in sizes.items())
         raise InputError(f"brains of different sizes cannot be compared: {said}")
@@ -177,22 +178,27 @@ def audit(
 
     options = {"measure": measure, "block": block}
 
-    def against_train(brains: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row and similarity of the closest training brain, and its gap, (n,) each."""
-        rows, near = nearest(brains, train, people, NEIGHBOURS, **options)
-        return rows, near[:, 0], relative_gap(near)
+    def against_train(brains: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Similarity to the closest training brain, and its gap, (n,) each."""
+        near = nearest(brains, train, people, NEIGHBOURS, **options)[1]
+        return near[:, 0], relative_gap(near)
 
-    rows, to_train, gaps = against_train(synthetic)
-    _, real_to_train, real_gaps = against_train(held_out)
+    rows, near = nearest(synthetic, train, people, NEIGHBOURS, **options)
+    to_train = near[:, 0]
+    first = np.argsort(-to_train, kind="stable")[:shown]
+    closest = tuple((int(s), int(rows[s]), float(to_train[s])) for s in first)
+    if note is not None:
+        return replace(found, note=note, closest=closest)
+    gaps = relative_gap(near)
+    real_to_train, real_gaps = against_train(held_out)
     similarity = _compared(to_train, real_to_train, level)
     gap = _compared(gaps, real_gaps, level)
     recognised, rate = None, 1.0
     if "planted" in sets:
-        _, of_copies, copied = against_train(planted)
+        of_copies, copied = against_train(planted)
         told = (of_copies > similarity.threshold) & (copied > gap.threshold)
         recognised = _share(int(told.sum()), len(told))
         rate = recognised.share
-    first = np.argsort(-to_train, kind="stable")[:shown]
     copies = max(similarity.p, gap.p) <= significance
     detectable = detectable_share(counts[2], counts[1], beyond, rate, significance)
     return replace(
@@ -205,7 +211,7 @@ def audit(
         similarity=similarity,
         gap=gap,
         dar=_dar(train, held_out, synthetic, level, options),
-        closest=tuple((int(s), int(rows[s]), float(to_train[s])) for s in first),
+        closest=closest,
     )
 
 
@@ -315,11 +321,16 @@ def rows_beyond(n_held_out: int, level: float) -> int:
     return math.floor(round((1 - level) * (n_held_out + 1), 9))
 
 
-def _too_few(counts: list[int], beyond: int, level: float, significance: float) -> str | None:
-    """Say why so few brains allow no verdict; None if they do."""
-    n_train, n_held_out, n_synthetic = counts
-    if n_train < 3 or not n_synthetic:
-        return f"{n_train} training and {n_synthetic} synthetic brains; at least 3 and 1 are needed"
+def _too_few(
+    persons: int, counts: list[int], beyond: int, level: float, significance: float
+) -> str | None:
+    """Say why so few brains, the training ones of so many persons, allow no verdict, or None."""
+    _, n_held_out, n_synthetic = counts
+    if persons < 3 or not n_synthetic:
+        return (
+            f"training brains of {persons} people and {n_synthetic} synthetic ones; at least 3 and "
+            "1 are needed"
+        )
     if beyond == 0:
         least = math.ceil(round(1 / (1 - level), 9)) - 1
         return f"only {n_held_out} held-out brains; at least {least} give a threshold"

@@ -5,7 +5,15 @@ from typing import Any
 
 import jinja2
 
-from brain_ldm.evaluation.quantities import QUANTITIES, bracket, interval, number, percent, spread
+from brain_ldm.evaluation.quantities import (
+    QUANTITIES,
+    bracket,
+    distance,
+    interval,
+    number,
+    percent,
+    spread,
+)
 from brain_ldm.evaluation.table import PAPER
 
 HERE = Path(__file__).parent
@@ -28,10 +36,12 @@ def page(metrics: dict[str, Any]) -> str:
         style=(HERE / "page.css").read_text(),
         quantities=QUANTITIES,
         realism=realism,
+        pairs=_pairs({"real": real} | synthetic),
         missing={title: row for title, row in PAPER.items() if title not in metrics["table"]},
         first_asked=asked[0] if asked else None,
         cohorts={"real": real} | synthetic | metrics["sweeps"],
         bracket=bracket,
+        distance=distance,
         interval=interval,
         number=number,
         percent=percent,
@@ -40,6 +50,14 @@ def page(metrics: dict[str, Any]) -> str:
         own=[name for name, cohort in synthetic.items() if _drawn_by(cohort, metrics)],
         training=lambda facts: _training(facts, metrics),
     )
+
+
+def _pairs(cohorts: dict[str, dict[str, Any]]) -> str:
+    """How many pairs stand behind each cohort's MS-SSIM."""
+    counts = {name: cohort["similarity"]["ms_ssim"]["n"] for name, cohort in cohorts.items()}
+    if len(set(counts.values())) == 1:
+        return f"{counts['real']} of each cohort"
+    return ", ".join(f"{n} of {name}" for name, n in counts.items())
 
 
 def _drawn_by(cohort: dict[str, Any], metrics: dict[str, Any]) -> bool:
@@ -58,6 +76,10 @@ def _training(facts: dict[str, Any], metrics: dict[str, Any]) -> str:
         meaning = "another cohort than the real one"
     elif split == "train":
         meaning = "these very rows, which flatters its measurements"
+    elif split == "val":
+        meaning = (
+            "the training split of the real cohort, but its best step was chosen on these rows"
+        )
     else:
         meaning = f"the training split of the real cohort, so none of its {split} rows"
     return f"{meaning} ({_said(facts)})"

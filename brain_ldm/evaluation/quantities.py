@@ -64,6 +64,20 @@ def bracket(value: float | None, low: float | None, high: float | None, digits: 
     return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def distance(value: float | None, low: float | None, high: float | None) -> str:
+    """A distance between cohorts, whose size depends on the features, with its 95 % interval."""
+    if value is None:
+        return "–"
+    if low is None or high is None:
+        return f"{value:.3g}"
+    return f"{value:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def compared(features: dict[str, Any], floor: dict[str, Any]) -> str:
+    """What distances between cohorts were taken of, without which they say nothing."""
+    return f"{features['name']} {features['sha256'][:12]}, {floor['n']} against {floor['n_real']}"
+
+
 def percent(share: float | None, low: float | None = None, high: float | None = None) -> str:
     """A share in percent, with its 95 % interval where there is one."""
     if share is None:

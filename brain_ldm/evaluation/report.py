@@ -16,7 +16,8 @@ from rich.table import Table
 
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.page import page
-from brain_ldm.evaluation.quantities import QUANTITIES, bracket, number, spread
+from brain_ldm.evaluation.quantities import QUANTITIES, bracket, compared, distance, number, spread
+from brain_ldm.evaluation.table import MEASURES
 
 # In the order in which they are published: the page last, since it refers to all others.
 FILES = ("measurements.tsv", "metrics.json", "index.html")
@@ -75,13 +76,12 @@ def print_summary(metrics: dict[str, Any], out: Path) -> None:
     columns = ["", "FID", "MS-SSIM", "4-G-R-SSIM"]
     table = _table("The table", columns)
     for title, row in metrics["table"].items():
-        cells = (row[name] for name in ("fid", "ms_ssim", "gradient_ssim"))
-        table.add_row(title, *(bracket(c["mean"], c["low"], c["high"]) for c in cells))
+        cells = [[row[name][part] for part in ("mean", "low", "high")] for name in MEASURES]
+        table.add_row(title, distance(*cells[0]), *(bracket(*cell) for cell in cells[1:]))
     console.print(table)
     if features is not None:
         console.print(
-            f"FID: {features['name']} {features['sha256'][:12]}, {floor['n']} against "
-            f"{floor['n_real']} brains",
+            f"FID: {compared(features, floor)} brains",
             highlight=False,
         )
     for name, cohort in metrics["synthetic"].items():

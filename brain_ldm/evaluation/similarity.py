@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import stats
 
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.window import gaussian_means
@@ -92,7 +93,8 @@ def pair_mean(values: np.ndarray | None, pairs: np.ndarray, n: int) -> dict[str,
     """Return the mean over pairs of brains as `value`, its 95 % interval, `sd` and `n` of pairs.
 
     Pairs with a brain in common are not independent, which the variance of the mean counts
-    (dyadic-robust: Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015).
+    (dyadic-robust: Fafchamps & Gubert 2007; Aronow, Samii & Assenova 2015). Few brains get no
+    interval (three or fewer), or a wide one.
 
     Args:
         values: (pairs,), or None.
@@ -101,16 +103,26 @@ def pair_mean(values: np.ndarray | None, pairs: np.ndarray, n: int) -> dict[str,
     """
     if values is None or not len(values):
         return {"value": None, "sd": None, "low": None, "high": None, "n": 0}
-    mean = float(values.mean())
+    count, mean = len(values), float(values.mean())
     rest = values - mean
-    of_brain = np.bincount(pairs.ravel(), np.repeat(rest, 2), minlength=n)
-    variance = max((of_brain**2).sum() - (rest**2).sum(), 0) / len(values) ** 2
-    half = 1.96 * float(np.sqrt(variance))
-    several = len(values) > 1
-    return {
-        "value": mean,
-        "sd": float(values.std(ddof=1)) if several else None,
-        "low": mean - half if several else None,
-        "high": mean + half if several else None,
-        "n": len(values),
-    }
+    found = {"value": mean, "sd": None, "low": None, "high": None, "n": count}
+    if count > 1:
+        found["sd"] = float(values.std(ddof=1))
+    # The residuals are about their own mean, which makes the sum below too small. By how much, if a
+    # value is the sum of what its two brains bring, follows from who is paired with whom: (n - 2)
+    # (n - 3) / n (n - 1) for all pairs of n brains.
+    degree = np.bincount(pairs.ravel(), minlength=n).astype(float)
+    square = (degree**2).sum()
+    ends = degree[pairs]
+    sums = ((degree - degree**2 / count) ** 2).sum()
+    sums += 2 * count - 4 * ends.prod(1).sum() / count
+    sums += (square**2 - (degree**4).sum()) / count**2
+    kept = (sums - 2 * count + square / count) / square
+    if kept > 1e-9:
+        of_brain = np.bincount(pairs.ravel(), np.repeat(rest, 2), minlength=n)
+        shared = ((of_brain**2).sum() - (rest**2).sum()) / kept
+        # Not less than if no two pairs shared a brain.
+        variance = max(shared, (rest**2).sum() * count / (count - 1)) / count**2
+        half = stats.t.ppf(0.975, (degree > 0).sum() - 1) * float(np.sqrt(variance))
+        found |= {"low": mean - half, "high": mean + half}
+    return found

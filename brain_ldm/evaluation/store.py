@@ -36,18 +36,20 @@ def stored(
     Raises:
         InputError: the folder cannot be written.
     """
-    parts = []
+    whole: dict[str, np.ndarray] = {}
     blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
-    for block in track(blocks, title):
+    for number, block in enumerate(track(blocks, title)):
         path = _path(cache, key, block)
         found = _read(path)
         if found is None:
             found = compute(block)
             _write(path, found)
-        parts.append(found)
-    if not parts:
-        return {}
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        # One array for all from the start: joining parts would hold everything twice.
+        for name, part in found.items():
+            if not number:
+                whole[name] = np.empty((len(items), *part.shape[1:]), part.dtype)
+            whole[name][number * BLOCK : number * BLOCK + len(block)] = part
+    return whole
 
 
 def _path(cache: Path, key: dict[str, Any], block: Sequence) -> Path:

@@ -42,18 +42,19 @@ def utility(config: EvaluateConfig, bench: Bench, real: Measured) -> list[dict[s
 
     Returns:
         For each: folder, sha256, how many real and synthetic brains taught it, `source` (real,
-        synthetic or both), n, the mean absolute error in years with its 95 % bootstrap interval
-        over brains, r and slope.
+        synthetic, both, or not recorded), `trained_on` as its folder records it, n, the mean
+        absolute error in years with its 95 % bootstrap interval over brains, r and slope.
     """
     found = []
     for folder in config.age_networks:
         model = open_model(folder, BrainAge).to(bench.instruments.device)
         of_real, synthetic = teachers(model)
-        source = "both" if synthetic and of_real else "synthetic" if synthetic else "real"
+        known = {"real": of_real, "synthetic": synthetic}
+        kinds = [kind for kind, rows in known.items() if rows]
+        source = "both" if len(kinds) == 2 else kinds[0] if kinds else "not recorded"
         predicted = _predicted(model, bench, real)
         age = real.table["age"].to_numpy(float)
-        known = np.isfinite(age)
-        error = np.abs(predicted - age)[known]
+        error = np.abs(predicted - age)[np.isfinite(age)]
         draws = np.random.default_rng(config.seed).integers(
             0, len(error), (config.bootstrap, len(error))
         )
@@ -66,7 +67,8 @@ def utility(config: EvaluateConfig, bench: Bench, real: Measured) -> list[dict[s
                 "source": source,
                 "real_rows": of_real,
                 "synthetic_rows": synthetic,
-                "n": int(known.sum()),
+                "trained_on": model.config.trained_on,
+                "n": len(error),
                 "mae": float(error.mean()),
                 "mae_low": float(low),
                 "mae_high": float(high),

@@ -129,7 +129,10 @@ def _parameters(made: dict[str, Any]) -> list[list[str]]:
         ["Program", f"{made['Name']} {made['Version']}"],
         ["Model", f"sha256 `{made['ModelHash']}`"],
         ["Trained on", f"{taught.get('training_rows') or '?'} brains of the cohort with sha256 "
-                       f"`{taught.get('cohort_hash') or '?'}`"],
+                       f"`{taught.get('cohort_hash') or '?'}`"
+                       + "".join(f", {other['rows']} of them instead of that with sha256 "
+                                 f"`{other['cohort_hash']}`"
+                                 for other in taught.get("extra", {}).values())],
     ]  # fmt: skip
     if "AutoencoderHash" in made:
         rows.insert(2, ["Autoencoder", f"sha256 `{made['AutoencoderHash']}`"])
@@ -190,6 +193,14 @@ def _evaluation(found: dict[str, Any] | None) -> str:
         "the same networks for what was asked for, other real brains for the rest.",
         _table(["measure", "these brains", "real brains"], rows),
     ]
+    of = found["distances"]
+    if of is not None:
+        limits = "compare with nothing that other features give"
+        lines.append(
+            f"FID to coverage: features of {of['name']}, sha256 `{of['sha256'][:12]}`, {of['n']} "
+            f"brains against {of['n_real']} real ones. They fall with the number of brains"
+            + (f"; of a stand-in for MedicalNet, they {limits}." if of["stand_in"] else ".")
+        )
     if found["copies"]:
         told = "\n".join(f"- {space}: {text}" for space, text in found["copies"].items())
         lines.append(f"Copies of training brains, by the space that was searched:\n\n{told}")

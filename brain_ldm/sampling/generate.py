@@ -144,12 +144,15 @@ def _generated_by(
     config: SampleConfig, model: Diffusion | Generator, source: Cohort | None
 ) -> dict:
     """Return what the cohort depends on, as BIDS' GeneratedBy."""
+    taught = model.config.trained_on
     made_by = {
         "Name": "brain_ldm sample",
         "Version": brain_ldm.__version__,
         "ModelHash": model.hash,
         "TrainedOn": {
-            name: model.config.trained_on.get(name) for name in ("cohort_hash", "training_rows")
+            name: taught[name]
+            for name in ("cohort_hash", "training_rows", "extra")
+            if name in taught
         },
         "Seed": config.seed,
         "Storage": config.storage.value,

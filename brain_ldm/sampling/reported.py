@@ -28,8 +28,9 @@ def reported(metrics: dict[str, Any], root: Path) -> dict[str, Any] | None:
 
     Returns:
         `brains`, how many were evaluated; `measures`, each a `measure` with `value`, `low` and
-        `high` (95 %) and the `reference` of real brains, null where there is none; and `copies`,
-        the verdict on copied training brains by space.
+        `high` (95 %) and the `reference` of real brains, null where there is none; `distances`,
+        whose features FID and its like are of and of how many brains, null without features; and
+        `copies`, the verdict on copied training brains by space.
 
     Raises:
         InputError: it is about the cohort as it was before its table or an image changed.
@@ -65,7 +66,20 @@ def reported(metrics: dict[str, Any], root: Path) -> dict[str, Any] | None:
                 measures.append(_measure(title, *interval, there.get("value")))
     audit = found.get("audit") or {}
     copies = {space: judged["verdict"] or judged["note"] for space, judged in audit.items()}
-    return {"brains": found["n"], "measures": measures, "copies": copies}
+    return {
+        "brains": found["n"],
+        "measures": measures,
+        "distances": _compared(metrics["features"], found.get("realism")),
+        "copies": copies,
+    }
+
+
+def _compared(
+    features: dict[str, Any] | None, realism: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    if not features or not realism:
+        return None
+    return features | {"n": realism["n"], "n_real": realism["n_real"]}
 
 
 def _measure(

@@ -88,7 +88,8 @@ def panel(
         groups.setdefault(key, []).append(point)
     for k, ((series, dashes), group) in enumerate(groups.items()):
         aside = APART ** (k - (len(groups) - 1) / 2)
-        known = [p for p in group if p["measures"][title]["value"] is not None]
+        # A point may be of an earlier version of the study, which did not measure this.
+        known = [p for p in group if p["measures"].get(title, {}).get("value") is not None]
         known.sort(key=lambda point: values.index(point["point"][axis]))
         x = [p["point"][axis] * aside if numeric else values.index(p["point"][axis]) for p in known]
         found = [p["measures"][title] for p in known]

@@ -22,11 +22,10 @@ POINT = "point.json"
 COMMANDS = ("phantom", "measure", "train", "sample", "evaluate")
 
 
-def run_point(config: StudyConfig) -> float | None:
+def run_point(config: StudyConfig) -> None:
     """Run a point's commands and keep what its report says, in `<out>/point.json`.
 
     A command that is done already says so and ends at once, so a point that was stopped goes on.
-    Returns the first measure.
 
     Raises:
         InputError: a command is none of ours, ended with an error, or left no such measure.
@@ -34,7 +33,7 @@ def run_point(config: StudyConfig) -> float | None:
     check(config)
     out = Path(config.out)
     for command in config.commands:
-        run_command(command.replace("$OUT", str(out)))
+        run_command(command, out)
     path = out / "report" / "metrics.json"
     if not path.is_file():
         raise InputError(f"{path}: no report there; let the last of commands write out=$OUT/report")
@@ -51,7 +50,6 @@ def run_point(config: StudyConfig) -> float | None:
     }
     point = {"study": study, "point": config.point, "measures": found, "distances": of}
     write_text(out / POINT, json.dumps(point, indent=2) + "\n")
-    return next(iter(found.values()))["value"]
 
 
 def check(config: StudyConfig) -> None:
@@ -68,15 +66,15 @@ def check(config: StudyConfig) -> None:
             raise InputError(f"commands: {name!r} is none of {', '.join(COMMANDS)}")
 
 
-def run_command(command: str) -> None:
-    """Run `train experiment=…` and the like in a process of its own.
+def run_command(command: str, out: Path) -> None:
+    """Run `train experiment=…` and the like in a process of its own, with $OUT as `out`.
 
     Raises:
         InputError: it failed; it has told why.
         Interrupted: it was stopped, or this process is.
     """
-    print(f"$ python -m brain_ldm.{command}", flush=True)
-    name, *options = shlex.split(command)
+    name, *options = (word.replace("$OUT", str(out)) for word in shlex.split(command))
+    print(f"$ {shlex.join(['python', '-m', f'brain_ldm.{name}', *options])}", flush=True)
     process = subprocess.Popen([sys.executable, "-m", f"brain_ldm.{name}", *options])
     with ended_together(process):
         code = process.wait()

@@ -1,5 +1,6 @@
 """From a composed config to a model folder: the straight line of `train`."""
 
+import fcntl
 import json
 import shutil
 import signal
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import lightning as L
 import numpy as np
@@ -76,6 +77,7 @@ NEEDED_COLUMNS = {
     LSGANTask: [],
     VAEGANTask: [],
 }
+LOCK = ".lock"  # in the run's folder: held by the process that trains there
 FINDINGS = "findings.tsv"  # in the run's folder: what was found wrong with the cohort
 VOXELS = "voxels.json"  # in the cohort's cache: what is known of its images' voxels
 HEALTH_ROWS = 32  # images that the report on the latent is made from
@@ -196,23 +198,46 @@ def claimed(out: Path) -> Iterator[None]:
     """Make `<out>/run`; take it away again if a mistake is found before there is a checkpoint.
 
     It stays where it holds the list of a cohort's errors.
+
+    Raises:
+        InputError: it cannot be made, or another process trains there.
     """
     run = out / "run"
     made = [folder for folder in (run, out, *out.parents) if not folder.exists()]
     try:
         run.mkdir(parents=True, exist_ok=True)
+        lock = (run / LOCK).open("w")
     except OSError as error:
         raise InputError(f"{out}: cannot be written ({error.strerror})") from None
+    with lock:
+        if first_rank():
+            hold(lock, out)
+        try:
+            yield
+        except InputError as error:
+            kept = isinstance(error, SeveralErrors) or (run / "checkpoints").exists()
+            if made and first_rank() and not kept:
+                shutil.rmtree(run, ignore_errors=True)
+                for folder in made[1:]:
+                    with suppress(OSError):  # another run lies there by now
+                        folder.rmdir()
+            raise
+
+
+def hold(lock: IO, out: Path) -> None:
+    """Lock a file until it is closed or this process ends, however it does.
+
+    Raises:
+        InputError: another process holds it, which trains in `out`.
+    """
     try:
-        yield
-    except InputError as error:
-        kept = isinstance(error, SeveralErrors) or (run / "checkpoints").exists()
-        if made and first_rank() and not kept:
-            shutil.rmtree(run, ignore_errors=True)
-            for folder in made[1:]:
-                with suppress(OSError):  # another run lies there by now
-                    folder.rmdir()
-        raise
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise InputError(
+            f"{out}: another process trains there; wait for its end, or choose another out"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
 
 
 @contextmanager
@@ -258,7 +283,7 @@ def finish(
     model.config.trained_on = {
         "cohort": cohort.description["Name"],
         "cohort_hash": whole[0].content_hash(),
-        "training_rows": len(cohort.rows("train")),
+        "training_rows": len(data.rows["train"]),
         "steps": config.trainer.max_steps,
         "best_step": best["step"],
         "seed": config.seed,

@@ -10,17 +10,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
-from brain_ldm.evaluation.evaluate import evaluate, evaluate_cohorts
+from brain_ldm.evaluation.evaluate import _halves, evaluate, evaluate_cohorts
 from brain_ldm.evaluation.features import Extractor
-from brain_ldm.evaluation.inputs import Inputs
-from brain_ldm.evaluation.instruments import Instruments
+from brain_ldm.evaluation.inputs import Inputs, asked_like
+from brain_ldm.evaluation.instruments import Instruments, open_instruments
+from brain_ldm.evaluation.measure import Measured
 from brain_ldm.evaluation.report import print_summary
+from brain_ldm.evaluation.store import stored
+from brain_ldm.studies.study import read_off
 
 GRID = VoxelGrid((14, 16, 14), np.diag([12.0, 12.0, 12.0, 1.0]))
 FULL = {"age": 100.0, "ventricular_volume": 2e5, "brain_volume": 2e6}
@@ -135,7 +139,8 @@ class Links(HTMLParser):
 
 def test_a_whole_report(tmp_path, instruments, capsys):
     real = write(tmp_path / "phantom", table(10))
-    asked = table(10, source_id=[f"sub-{i:03d}" for i in reversed(range(10))])
+    asked = table(10).iloc[::-1].reset_index(drop=True)
+    asked = asked.assign(source_id=asked["participant_id"], participant_id=table(10).participant_id)
     rows = asked.assign(age=asked.age.where(asked.index > 1))
     synthetic = write(tmp_path / "made up #1", rows, images_of=asked)
     varied = table(6, seed=[3, 4] * 3).assign(ventricular_volume=np.linspace(1e4, 8e4, 6), age=60.0)
@@ -168,7 +173,7 @@ def test_a_whole_report(tmp_path, instruments, capsys):
     }
     assert (made["realism"]["n"], made["realism"]["n_real"]) == (5, 5)
     assert made["realism"]["fid"]["low"] <= made["realism"]["fid"]["value"]
-    assert "0 training" in made["audit"]["embedding"]["note"]
+    assert "of 0 people" in made["audit"]["embedding"]["note"]
     assert list(metrics["table"]) == ["made up #1", "Real"]
     assert metrics["table"]["Real"]["fid"]["mean"] == metrics["real"]["floor"]["fid"]["value"]
     assert metrics["table"]["Real"]["ms_ssim"]["paper"] == 0.6536
@@ -499,8 +504,9 @@ def test_a_thesis_beside_its_figures_is_no_report(tmp_path):
 
 def test_what_a_model_learnt_from_is_told_beside_its_audit(tmp_path, instruments):
     real = write(tmp_path / "real", table(8, split=["train", "test"] * 4))
-    rows = table(4, source_id=["sub-000", "sub-001", "sub-003", "sub-005"])
-    made = write(tmp_path / "made", rows)
+    rows = table(8).iloc[[0, 1, 3, 5]].reset_index(drop=True)
+    rows["source_id"] = rows["participant_id"]
+    made = write(tmp_path / "made", rows, images_of=table(4, seed=1))
 
     def notes(**taught):
         made_by = {**made.description["GeneratedBy"][0], "TrainedOn": taught}
@@ -513,6 +519,112 @@ def test_what_a_model_learnt_from_is_told_beside_its_audit(tmp_path, instruments
     assert "1 of 4 brains of made were asked for" in notes(**known)[0]
     assert "2 of the 4 training brains" in notes(**{**known, "training_rows": 2})[0]
     assert "learnt from another cohort" in notes(cohort_hash="0" * 64)[0]
+
+    asked = {**known, "training_rows": 6, "extra": {"cohorts/more": {"rows": 2}}}
+    assert "2 brains of cohorts/more as well" in notes(**asked)[0]
+
+
+def test_an_id_alone_does_not_make_two_people_one():
+    here = table(3).assign(sex=["M", "F", None], brain_volume=[1e6, 1e6, np.nan])
+    there = here.assign(source_id=here["participant_id"], age=here["age"] + [0, 5, 0])
+    there["sex"] = ["M", "F", None]
+    assert asked_like(here, there) == {0: 0, 2: 2}
+    assert asked_like(here, there.drop(columns="source_id")) == {}
+    nothing = dict.fromkeys(("age", "sex", "ventricular_volume", "brain_volume"))
+    assert asked_like(here, there.assign(**nothing)) == {}
+
+
+def test_the_floor_is_of_other_people():
+    scans = table(24, subject=[f"person-{i // 2}" for i in range(24)])
+    made = {name: Measured(None, table(n), {}) for name, n in {"many": 12, "few": 2}.items()}
+    for seed in range(5):
+        config = replace(TIMES, seed=seed)
+        reference, floor, n = _halves(Measured(None, scans, {}), made, config)
+        assert len(reference) == len(floor) == n >= 11
+        assert not set(reference.table["subject"]) & set(floor.table["subject"])
+
+
+def test_a_cohort_of_few_does_not_decide_for_the_others(tmp_path, instruments):
+    real, many, few = (write(tmp_path / f"c{n}", table(n)) for n in (24, 12, 2))
+    metrics = run(TIMES, real, {"many": many, "few": few}, {}, instruments, tmp_path / "out")
+    realism = {name: metrics["synthetic"][name]["realism"] for name in ("many", "few")}
+    assert realism["many"]["n"] == 12 and realism["many"]["fid"]["value"] is not None
+    assert realism["few"]["fid"]["value"] is None
+    assert realism["few"]["fid"]["note"] == "2 brains, too few: all others are 12"
+    assert "all others are 12" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_what_is_beyond_the_training_range_is_marked(tmp_path, instruments):
+    real = write(tmp_path / "real", table(8, split=["train"] * 4 + ["test"] * 4))
+    made = write(tmp_path / "made", table(4))
+    values = np.linspace(-2e4, 2e5, 5)
+    rows = table(5, seed=3).assign(ventricular_volume=values)
+    sweep = write(tmp_path / "sweep", rows, rows.assign(ventricular_volume=values.clip(0)),
+                  sweep="ventricular_volume")  # fmt: skip
+    metrics = run(TIMES, real, {"made": made}, {"sweep": sweep}, instruments, tmp_path / "out")
+    low, high = metrics["sweeps"]["sweep"]["training_range"]
+    beyond = sum(not low <= value <= high for value in values)
+    assert metrics["sweeps"]["sweep"]["response"]["outside"] == beyond > 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Shaded, and marked *: beyond the training" in page
+    assert f"({beyond} of 5 brains)" in page
+
+
+def test_the_measures_of_every_study_are_in_a_report(tmp_path, instruments):
+    real = write(tmp_path / "real", table(40, split=["train"] * 10 + ["test"] * 30))
+    made = write(tmp_path / "made", table(30))
+    metrics = run(TIMES, real, {"made": made}, {}, instruments, tmp_path / "out")
+    studies = list((Path(__file__).parents[2] / "conf" / "study").glob("*.yaml"))
+    places = {
+        place: path.name
+        for path in studies
+        for place in yaml.safe_load(path.read_text())["measures"].values()
+        if not place.startswith("utility.")  # tests/journeys/test_chain.py has these
+    }
+    assert len(studies) == 4 and places
+    for place, study in places.items():
+        assert set(read_off(metrics, place)) == {"value", "low", "high"}, study
+
+
+def test_an_evaluation_that_was_interrupted_goes_on(tmp_path):
+    asked = []
+
+    def compute(items, broken_at=None):
+        if broken_at in items:
+            raise KeyboardInterrupt
+        asked.extend(items)
+        return {"twice": np.array(items) * 2, "row": np.array([[i, i] for i in items], np.float16)}
+
+    items = list(range(40))
+    with pytest.raises(KeyboardInterrupt):
+        stored(tmp_path, {}, items, lambda some: compute(some, 20), "measuring")
+    assert asked == items[:16]
+    found = stored(tmp_path, {}, items, compute, "measuring")
+    assert asked == items  # nothing twice
+    assert found["twice"].tolist() == [2 * i for i in items]
+    assert found["row"].dtype == np.float16 and found["row"].shape == (40, 2)
+    damaged = next(tmp_path.rglob("*.npz"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert np.array_equal(stored(tmp_path, {}, items, compute, "")["twice"], found["twice"])
+
+
+def test_features_can_be_left_out():
+    nothing = dict.fromkeys(("features", "segmenter", "brain_age", "autoencoder", "embedding"))
+    assert open_instruments(EvaluateConfig(**nothing)).hashes() == {}
+
+
+def test_a_swap_is_told_before_networks_are_fetched(tmp_path):
+    real = write(tmp_path / "real", table(3))
+    made = write(tmp_path / "made", table(3))
+    description = made.root / "dataset_description.json"
+    facts = json.loads(description.read_text())
+    facts["GeneratedBy"][0]["Name"] = "brain_ldm sample"
+    description.write_text(json.dumps(facts))
+    swapped = EvaluateConfig(real=str(made.root), synthetic=str(real.root), medicalnet="nowhere")
+    with pytest.raises(InputError, match="is it the synthetic one"):
+        evaluate(swapped)
+    with pytest.raises(InputError, match="seed is -1"):
+        evaluate(EvaluateConfig(real=str(real.root), synthetic=str(made.root), seed=-1))
 
 
 def test_another_calibration_is_measured_anew(tmp_path, instruments, monkeypatch):

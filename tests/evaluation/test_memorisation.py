@@ -230,7 +230,11 @@ def test_too_few_brains_give_a_note_and_no_verdict():
     assert (found.copies, found.verdict, found.dar) == (None, None, None)
     assert found.note == "only 18 held-out brains; at least 19 give a threshold"
     assert audit(train, people(19, 2), synthetic).copies is False
-    assert "2 training" in audit(train[:2], people(19, 2), synthetic).note
+    # Whom each resembles most can be told all the same.
+    assert found.closest == audit(train, people(19, 2), synthetic).closest
+    assert "2 people" in audit(train[:2], people(19, 2), synthetic).note
+    scans = np.repeat([0, 1], 15)
+    assert "2 people" in audit(train, people(19, 2), synthetic, people=scans).note
     assert "0 synthetic" in audit(train, people(19, 2), synthetic[:0]).note
     assert "only 1 synthetic" in audit(train, people(9, 2), synthetic[:1], level=0.9).note
 

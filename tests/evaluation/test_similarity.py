@@ -118,6 +118,21 @@ def test_the_interval_of_a_mean_over_pairs_holds_it_19_times_of_20(own, shared):
     assert 0.91 <= held / 300 <= 0.985
 
 
+@pytest.mark.parametrize("brains", [4, 6, 10])
+def test_the_interval_of_few_brains_is_not_too_narrow(brains):
+    """All pairs of so many brains, with values that brains alone decide."""
+    pairs = random_pairs(brains, 1000, 0)
+    means = np.random.default_rng(0).normal(size=(600, brains))
+    found = [pair_mean(values[pairs].sum(axis=1), pairs, brains) for values in means]
+    held = np.mean([interval["low"] <= 0 <= interval["high"] for interval in found])
+    assert 0.92 <= held <= 0.98
+
+
+def test_three_brains_have_no_interval():
+    found = pair_mean(np.array([0.5, 0.6, 0.7]), random_pairs(3, 3, 0), 3)
+    assert (found["low"], found["high"], found["n"]) == (None, None, 3)
+
+
 def test_one_pair_has_a_mean_and_no_interval():
     found = pair_mean(np.array([0.5]), np.array([[0, 1]]), 2)
     assert (found["value"], found["low"], found["sd"], found["n"]) == (0.5, None, None, 1)

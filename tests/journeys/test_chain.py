@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from brain_ldm.cohorts.cohort import open_cohort
+from brain_ldm.studies.study import read_off
 
 TINY = {
     "segmenter": ["task.network.features=[4,4,8,8,8,4]", "trainer.max_steps=4"],
@@ -75,6 +77,8 @@ def check_report(report):
     assert list(metrics["table"]) == ["LSGAN", "VAE-GAN", "LDM", "Real"]
     assert all(row["ms_ssim"]["mean"] for row in metrics["table"].values())
     assert metrics["utility"][0]["source"] == "real"
+    study = yaml.safe_load((Path(__file__).parents[2] / "conf/study/utility.yaml").read_text())
+    assert all(read_off(metrics, place)["value"] for place in study["measures"].values())
     assert {p.name for p in (report / "figures").iterdir()} == {
         *("overview.png", "table.png", "utility.png", "sweep_sweep.png"),
         *("montage_synthetic.png", "scatter_synthetic.png"),

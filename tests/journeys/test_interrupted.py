@@ -3,6 +3,8 @@
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -142,6 +144,25 @@ def test_what_cannot_be_gone_on_with(trainings, run_command, one_line, workplace
     assert "trainer.max_steps was 4" in line
     line = one_line("train", *options, *few, "resume=auto", "data.batch_size=2")
     assert "rows per step was 4, now it is 2" in line
+
+
+HOLD = """
+import fcntl, pathlib
+pathlib.Path("shared/run").mkdir(parents=True)
+lock = open("shared/run/.lock", "w")
+fcntl.lockf(lock, fcntl.LOCK_EX)
+print("held", flush=True)
+input()
+"""
+
+
+def test_two_trainings_do_not_write_into_one_folder(trainings, one_line, workplace):
+    other = subprocess.Popen([sys.executable, "-c", HOLD], stdin=-1, stdout=-1, text=True)
+    assert other.stdout.readline() == "held\n"
+    line = one_line("train", *trainings["diffusion"], "out=shared")
+    assert "shared: another process trains there" in line
+    assert Path("shared/run/.lock").exists()
+    other.communicate("\n")
 
 
 def test_stopped_before_the_first_step(trainings, start):

@@ -46,7 +46,8 @@ def write_report(root, **changes):
         "generated_by": cohort.description["GeneratedBy"],
         "agreement": {"age": agreement},
         "similarity": {name: interval(0.67, 0.66, 0.68) for name in ("ms_ssim", "gradient_ssim")},
-        "realism": {
+        "realism": {"n": 20, "n_real": 20}
+        | {
             name: interval(0.008, 0.007, 0.009)
             for name in ("fid", "kid", "precision", "recall", "density", "coverage")
         },
@@ -59,7 +60,8 @@ def write_report(root, **changes):
     }
     Path("report").mkdir(exist_ok=True)
     kind, other = ("sweeps", "synthetic") if "covariate" in entry else ("synthetic", "sweeps")
-    metrics = {"real": real, kind: {"drawn": entry}, other: {}}
+    features = {"name": "stand-in: an encoder", "sha256": "e" * 64, "stand_in": True}
+    metrics = {"real": real, "features": features, kind: {"drawn": entry}, other: {}}
     Path("report/metrics.json").write_text(json.dumps(metrics))
 
 
@@ -118,6 +120,8 @@ def test_a_report_comes_into_the_card_and_stays(sample, one_line, options):
         "| age: mean absolute error, year | 3.7 | 1.5 |",
         "| FID | 0.008 [0.007, 0.009] | 0.0005 |",
         "| MS-SSIM of pairs | 0.67 [0.66, 0.68] | 0.65 |",
+        "features of stand-in: an encoder, sha256 `eeeeeeeeeeee`, 20 brains against 20 real ones",
+        "compare with nothing that other features give",
         "- embedding: no sign of copying",
     ):
         assert said in text, said

@@ -66,14 +66,11 @@ def stand_in(monkeypatch):
     """Commands that do nothing, but for the last one, which writes a report."""
     ran = []
 
-    def run(command: str) -> None:
-        ran.append(command)
+    def run(command: str, out: Path) -> None:
+        ran.append(command.replace("$OUT", str(out)))
         if command.startswith("evaluate"):
-            out = Path(
-                next(o for o in command.split() if o.startswith("out=")).removeprefix("out=")
-            )
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "metrics.json").write_text(json.dumps(METRICS))
+            (out / "report").mkdir(parents=True, exist_ok=True)
+            (out / "report" / "metrics.json").write_text(json.dumps(METRICS))
 
     monkeypatch.setattr(study, "run_command", run)
     return ran
@@ -91,6 +88,7 @@ def test_a_study_ends_in_a_table_and_a_figure(workplace, run_command, stand_in):
     assert table["FID"].tolist() == ["2 [1.5, 2.5]"] * 3
     assert (folder / "figure.png").stat().st_size > 5000
     assert "Quality against the number of training brains" in out
+    assert "best" not in out  # a study compares, it does not choose
     assert (
         table["distances"][0] == "features: stand-in: an encoder aaaaaaaaaaaa, 40 against 40 brains"
     )
@@ -137,10 +135,10 @@ def test_the_figure_tells_series_and_dashes_apart(tmp_path):
 def test_a_point_that_fails_leaves_the_others(workplace, run_command, stand_in, monkeypatch):
     quiet = study.run_command
 
-    def fails_at_40(command: str) -> None:
+    def fails_at_40(command: str, out: Path) -> None:
         if "data.rows=40" in command:
             raise InputError("`train …` ended with exit code 1")
-        quiet(command)
+        quiet(command, out)
 
     monkeypatch.setattr(study, "run_command", fails_at_40)
     code, _, err = run_command("study", "-m", "study=cohort_size", "point.training_brains=20,40,80")
@@ -171,5 +169,24 @@ def test_one_point_alone_is_no_study(workplace, one_line, stand_in):
 
 def test_a_command_that_fails_stops_its_point(workplace, capfd):
     with pytest.raises(InputError, match=r"`evaluate real=nowhere` ended with exit code 2"):
-        study.run_command("evaluate real=nowhere")
+        study.run_command("evaluate real=nowhere", Path("."))
     assert "no such cohort folder" in capfd.readouterr().err
+
+
+def test_out_may_have_spaces(workplace, run_command, monkeypatch):
+    ran = []
+
+    class Process:
+        def __init__(self, words):
+            ran.append(words)
+
+        def wait(self):
+            return 3
+
+    monkeypatch.setattr(study.subprocess, "Popen", Process)
+    with pytest.raises(InputError, match="exit code 3"):
+        study.run_command(
+            "train experiment=ae_demo 'data.extra=[a, b]' out=$OUT/ae", Path("my study")
+        )
+    assert ran[0][2:] == ["brain_ldm.train", "experiment=ae_demo", "data.extra=[a, b]",
+                          "out=my study/ae"]  # fmt: skip
