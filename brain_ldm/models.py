@@ -483,10 +483,11 @@ def open_model(folder: str | Path, *kinds: type[AnyModel]) -> AnyModel:
     """
     folder = Path(folder)
     kind, config = _read_config(folder, kinds)
-    if kind is Diffusion:
-        model = Diffusion(config, open_model(folder / "autoencoder", Autoencoder))
-    else:
-        model = kind(config)
+    parts = [open_model(folder / "autoencoder", Autoencoder)] if kind is Diffusion else []
+    try:
+        model = kind(config, *parts)
+    except ValueError as error:  # MONAI's, of channels that do not fit
+        raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from None
     path = folder / WEIGHTS
     if not path.is_file():
         raise InputError(f"{folder}: no {WEIGHTS}; train the model, or copy the whole folder")
@@ -505,6 +506,15 @@ def open_model(folder: str | Path, *kinds: type[AnyModel]) -> AnyModel:
     model.load_state_dict(tensors, strict=False)
     model.hash = hashlib.sha256(path.read_bytes()).hexdigest()
     return model.eval().requires_grad_(False)
+
+
+def config_hash(model: Model) -> str:
+    """Return the sha256 of how a model is built, its autoencoder's included.
+
+    Latent scale, ranges and schedule decide what it draws as much as its weights do.
+    """
+    parts = [model.config, *([model.autoencoder.config] if isinstance(model, Diffusion) else [])]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _read_config(

@@ -42,8 +42,9 @@ class Finding:
     @classmethod
     def told(cls, where: str, error: InputError, prefix: str) -> "Finding":
         """What an error says about `where` behind a prefix: what is wrong; how to mend it."""
-        what, _, mend = str(error).removeprefix(prefix).rpartition("; ")
-        return cls(where, what, mend)
+        said = str(error).removeprefix(prefix)
+        what, _, mend = said.rpartition("; ")
+        return cls(where, what, mend) if what else cls(where, said, "put it right")
 
 
 def refuse(findings: Iterable[Finding]) -> None:

@@ -200,8 +200,7 @@ class CohortWriter:
         rows = list(self.done().values()) if rows is None else rows
         if not rows:
             raise InputError(f"{self.root}: no participant was written")
-        for left_over in self.root.glob("sub-*/anat/.*"):
-            left_over.unlink(missing_ok=True)  # temporary files of a writer that was killed
+        self.remove_left_overs()
         table = pd.DataFrame(rows).reindex(
             columns=list(dict.fromkeys([*COLUMNS, *self.extra_columns]))
         )
@@ -237,6 +236,11 @@ class CohortWriter:
         write_json(self.root / "dataset_description.json", description)
         if tidy and not self.grows:
             self.remove_work()
+
+    def remove_left_overs(self) -> None:
+        """Remove temporary files of a process that was killed while it wrote an image."""
+        for left_over in self.root.glob("sub-*/anat/.*"):
+            left_over.unlink(missing_ok=True)
 
     def remove_work(self) -> None:
         """Remove `.unfinished`, as far as no other process has a file of it open."""

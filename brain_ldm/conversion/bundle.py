@@ -288,7 +288,10 @@ def _write_origin(model: Model, folder: Path, card: str) -> None:
 
 
 def _save(state: dict[str, torch.Tensor], path: Path) -> None:
-    torch.save({name: value.detach().cpu() for name, value in state.items()}, path)
+    try:
+        torch.save({name: value.detach().cpu() for name, value in state.items()}, path)
+    except RuntimeError as error:  # torch's of a disk that is full
+        raise OSError(f"{path.name}: {error}") from None
 
 
 def _write_json(path: Path, data: dict) -> None:

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
+from brain_ldm.cohorts.files import brief
 from brain_ldm.conversion.bundle import write_bundle
 from brain_ldm.conversion.config import ConvertConfig, Target
 from brain_ldm.conversion.folder import write_folder
@@ -32,8 +34,8 @@ def convert(config: ConvertConfig) -> None:
     What was written is read back and held against the model before it gets its name.
 
     Raises:
-        InputError: the source is no model, or the folder cannot be written.
-        OSError: what was read back differs.
+        InputError: the source is no model, the folder cannot be written, or what was read back
+            differs.
     """
     out = Path(config.out).resolve()
     _check(config, out)
@@ -42,15 +44,20 @@ def convert(config: ConvertConfig) -> None:
     work = out.with_name(f".{out.name}.tmp")
     try:
         shutil.rmtree(work, ignore_errors=True)  # of a call that was killed
-        work.parent.mkdir(parents=True, exist_ok=True)
-        if config.to is Target.bundle:
-            write_bundle(found, work, config)
-        elif config.to is Target.hub:
-            write_hub(found, work, config)
-        else:
-            write_folder(found, work)
+        try:
+            work.parent.mkdir(parents=True, exist_ok=True)
+            if config.to is Target.bundle:
+                write_bundle(found, work, config)
+            elif config.to is Target.hub:
+                write_hub(found, work, config)
+            else:
+                write_folder(found, work)
+        except (OSError, SafetensorError) as error:  # the latter of a disk that is full
+            raise InputError(
+                f"out={config.out}: cannot be written ({brief(error)}); is the disk full?"
+            ) from None
         if not _same(read_model(work, *kinds).model, found.model):
-            raise OSError(f"{config.out}: reading back gave another model; is the disk full?")
+            raise InputError(f"out={config.out}: reading back gave another model; try again")
         work.replace(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -20,8 +20,8 @@ PIPELINES = {
 TAGS = ["brain", "mri", "t1w", "medical-imaging"]
 
 USE = {
-    "diffusion": "python -m brain_ldm.sample model=FOLDER out=cohorts/synthetic n=16",
-    "generator": "python -m brain_ldm.sample model=FOLDER out=cohorts/synthetic n=16",
+    "diffusion": "python -m brain_ldm.sample model=FOLDER out=cohorts/synthetic n=16 batch_size=1",
+    "generator": "python -m brain_ldm.sample model=FOLDER out=cohorts/synthetic n=16 batch_size=1",
     "segmenter": "python -m brain_ldm.measure cohort=COHORT segmenter=FOLDER",
     "autoencoder": "python -m brain_ldm.train experiment=ldm_cond task.autoencoder=FOLDER",
     "brain_age": "python -m brain_ldm.evaluate … brain_age=FOLDER",

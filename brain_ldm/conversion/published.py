@@ -248,6 +248,8 @@ def _arguments(inference: _File, name: str, made: type) -> dict[str, Any]:
     given = {key: value for key, value in section.items() if not key.startswith("_")}
     if "num_channels" in given:  # the name in MONAI Generative Models
         given["channels"] = given.pop("num_channels")
+    if "beta_schedule" in given:  # its name there at first, without the ending
+        given["schedule"] = f"{given.pop('beta_schedule')}_beta"
     defaults = {
         parameter.name: None if parameter.default is parameter.empty else parameter.default
         for parameter in inspect.signature(made).parameters.values()

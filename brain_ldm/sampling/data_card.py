@@ -14,12 +14,17 @@ CARD, FIGURES = "README.md", "figures"
 REPORTED = "evaluation.json"  # what a report said of the cohort
 PLOT = f"{FIGURES}/covariates.png"
 # Columns that are no covariates; nor are those that `measure` adds.
-OTHERS = ("participant_id", "split", "seed", "source_id")
+OTHERS = ("participant_id", "split", "seed", "source_id", "subject")
 MEASURED = "measured_"
 
 NOT_PEOPLE = """\
 - **Not people.** No row of `participants.tsv` is a person, and no scanner saw these brains. A model
   can repeat brains that it learnt from; the evaluation below looks for that, if there is one."""
+ASKED_LIKE_PEOPLE = """\
+- **Covariates may be people's.** No scanner saw these brains, but the covariates of each are those
+  of a row of {Table}, which the column `source_id` names if that table does. If its rows are
+  people, treat `participants.tsv` with the care that it asks for. A model can repeat brains that it
+  learnt from; the evaluation below looks for that, if there is one."""
 CHANGED_PEOPLE = """\
 - **Not free of people.** Each image is a brain of the cohort {From} under other covariates; the
   column `source_id` says whose. Treat it with the care that those scans ask for."""
@@ -96,7 +101,9 @@ def card(
         evaluation: as `reported` gives it.
     """
     made = description["GeneratedBy"][0]
-    whose = CHANGED_PEOPLE.format(**made) if "From" in made else NOT_PEOPLE
+    kinds = {"From": CHANGED_PEOPLE, "Table": ASKED_LIKE_PEOPLE}
+    kind = next((text for option, text in kinds.items() if option in made), NOT_PEOPLE)
+    whose = kind.format(**made)
     sections = {
         "What they are not": f"{whose}\n{NOT_EITHER}",
         "How they were made": _table(["", ""], _parameters(made)),
@@ -124,20 +131,26 @@ def card(
 
 def _parameters(made: dict[str, Any]) -> list[list[str]]:
     """What the cohort depends on, for reading."""
-    taught = made.get("TrainedOn") or {}
     rows = [
         ["Program", f"{made['Name']} {made['Version']}"],
         ["Model", f"sha256 `{made['ModelHash']}`"],
-        ["Trained on", f"{taught.get('training_rows') or '?'} brains of the cohort with sha256 "
-                       f"`{taught.get('cohort_hash') or '?'}`"
-                       + "".join(f", {other['rows']} of them instead of that with sha256 "
-                                 f"`{other['cohort_hash']}`"
-                                 for other in taught.get("extra", {}).values())],
-    ]  # fmt: skip
+        ["Trained on", _trained_on(made.get("TrainedOn") or {})],
+    ]
     if "AutoencoderHash" in made:
         rows.insert(2, ["Autoencoder", f"sha256 `{made['AutoencoderHash']}`"])
     told = ("Name", "Version", "ModelHash", "AutoencoderHash", "TrainedOn", "Part", "Brains")
     return rows + [[key, _words(value)] for key, value in made.items() if key not in told]
+
+
+def _trained_on(taught: dict[str, Any]) -> str:
+    if "cohort_hash" not in taught:
+        bundle = f", by the bundle {taught['bundle']}" if "bundle" in taught else ""
+        return f"{taught.get('cohort', 'not recorded')}{bundle}"
+    extra = taught.get("extra", {}).values()
+    own = taught["training_rows"] - sum(other["rows"] for other in extra)
+    cohorts = [(own, taught["cohort_hash"])]
+    cohorts += [(other["rows"], other["cohort_hash"]) for other in extra]
+    return " and ".join(f"{n} brains of the cohort with sha256 `{digest}`" for n, digest in cohorts)
 
 
 def _words(value: Any) -> str:
@@ -147,7 +160,8 @@ def _words(value: Any) -> str:
             for key, item in value.items()
         )
     if isinstance(value, list):
-        return " to ".join(map(str, value)) if len(value) == 2 else ", ".join(map(str, value))
+        limits = len(value) == 2 and all(isinstance(item, int | float) for item in value)
+        return (" to " if limits else ", ").join(map(str, value))
     return str(value)
 
 

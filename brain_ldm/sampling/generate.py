@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -21,7 +22,8 @@ from brain_ldm.device import open_device
 from brain_ldm.diffusion.config import DDIMConfig
 from brain_ldm.diffusion.grid import timesteps
 from brain_ldm.errors import InputError
-from brain_ldm.models import Diffusion, Generator, open_model
+from brain_ldm.models import Diffusion, Generator, config_hash, open_model
+from brain_ldm.precision import resolve
 from brain_ldm.progress import track
 from brain_ldm.sampling.config import SampleConfig
 from brain_ldm.sampling.data_card import add_report, needs_card, write_card
@@ -39,6 +41,8 @@ EXTRA_COLUMNS = {
     "source_id": {"Description": "Row of the given table or cohort that it was asked for after"},
     "subject": {"Description": "Person whose brain was changed"},
 }
+# What a cohort says of its model's training, as far as the model's folder does.
+TRAINED_ON = ("cohort", "bundle", "cohort_hash", "training_rows", "extra")
 
 
 def sample_cohort(config: SampleConfig) -> None:
@@ -67,7 +71,10 @@ def sample_cohort(config: SampleConfig) -> None:
     extra = {name: text for name, text in EXTRA_COLUMNS.items() if name in rows}
     others = [name for name in names if name not in COVARIATES]
     extra |= {name: {"Description": "Covariate that was asked for"} for name in others}
-    made_by = _generated_by(config, model, source)
+    for name in [name for name in COVARIATES if name in rows and name not in names]:
+        units = {"Units": COVARIATES[name].unit} if COVARIATES[name].unit else {}
+        extra[name] = {"Description": "Of the given table; the model does not know it", **units}
+    made_by = _generated_by(config, model, source, device)
 
     def open_writer(root: Path, special: dict) -> CohortWriter:
         return CohortWriter(
@@ -80,10 +87,9 @@ def sample_cohort(config: SampleConfig) -> None:
             storage=config.storage.value,
         )
 
+    check_report(config)
     with _disk_errors(config.out):
         parts = open_parts(config, rows["participant_id"].tolist(), open_writer)
-    if config.report is not None and not all(part.writer.finished for part in parts):
-        raise InputError(f"report={config.report}: {config.out} is not finished; draw it first")
     starts = range(0, len(rows), config.batch_size)
     if len(starts) < shares:
         print(
@@ -127,6 +133,15 @@ def check_options(config: SampleConfig) -> None:
             raise InputError(f"{name} is {value}; give at least {least}")
 
 
+def check_report(config: SampleConfig) -> None:
+    """Refuse a report for a set that is not finished, before a folder is made for it."""
+    out, last = Path(config.out), "dataset_description.json"
+    roots = [out] if config.folder_size is None else [*out.glob("part-*")]
+    finished = roots and all((root / last).exists() for root in roots)
+    if config.report is not None and not finished:
+        raise InputError(f"report={config.report}: {config.out} is not finished; draw it first")
+
+
 def check_sampler(config: SampleConfig, model: Diffusion) -> None:
     """Refuse steps that the model's schedule does not have, and what no sampler can do."""
     sampler = config.sampler
@@ -141,7 +156,7 @@ def check_sampler(config: SampleConfig, model: Diffusion) -> None:
 
 
 def _generated_by(
-    config: SampleConfig, model: Diffusion | Generator, source: Cohort | None
+    config: SampleConfig, model: Diffusion | Generator, source: Cohort | None, device: torch.device
 ) -> dict:
     """Return what the cohort depends on, as BIDS' GeneratedBy."""
     taught = model.config.trained_on
@@ -149,13 +164,13 @@ def _generated_by(
         "Name": "brain_ldm sample",
         "Version": brain_ldm.__version__,
         "ModelHash": model.hash,
-        "TrainedOn": {
-            name: taught[name]
-            for name in ("cohort_hash", "training_rows", "extra")
-            if name in taught
-        },
+        "ConfigHash": config_hash(model),
+        "TrainedOn": {name: taught[name] for name in TRAINED_ON if name in taught},
         "Seed": config.seed,
         "Storage": config.storage.value,
+        # On these the last bits depend: shards that differ in them would not make one set.
+        "BatchSize": config.batch_size,
+        "Precision": resolve(config.precision, device.type),
     }
     if isinstance(model, Generator):
         return {**made_by, "N": config.n}
@@ -219,8 +234,18 @@ def _draw_and_write(
             drawn = draw_batches(model, track(batches, "sampling"), config, device, source)
             for batch, images in drawn:
                 for row, image in zip(batch.to_dict("records"), images, strict=True):
+                    if not np.isfinite(image).all():
+                        raise InputError(
+                            f"{config.out}: {row['participant_id']} came out as numbers that are "
+                            "none; give less guidance, precision=32-true, or another model"
+                        )
                     if row["participant_id"] in writing:
                         writers.put(writing[row["participant_id"]].add, row, image)
+    except torch.OutOfMemoryError:
+        raise InputError(
+            f"{config.out}: {config.batch_size} brains at once need more memory than {device} has; "
+            "give a smaller batch_size"
+        ) from None
     except BrokenProcessPool:
         raise InputError(
             f"{config.out}: a writing process died, for want of memory perhaps; "

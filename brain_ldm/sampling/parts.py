@@ -5,7 +5,7 @@ Thousands of folders in one are what file systems suffer from, so a large set ma
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,13 +82,13 @@ def conclude(
         except FileNotFoundError:
             if not writer.finished:
                 raise
-            with suppress(OSError):
-                writer.work.rmdir()  # another process has finished it, or was killed just here
+            writer.remove_work()  # another process has finished it, or was killed just here
             return 0
         left = _left(part)
         if not left:
             for folder in (writer.root, writer.root / FIGURES):
                 remove_temporaries(folder)
+            writer.remove_left_overs()
             write_manifest(writer, part.participants, covariates, model_hash)
             if not writer.finished:
                 write_text(writer.root / ".bidsignore", "\n".join(IGNORED) + "\n")

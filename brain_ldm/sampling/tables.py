@@ -90,6 +90,8 @@ def source_hash(config: SampleConfig, encoder: CovariateEncoder) -> str | None:
         return None
     asked = encoder.names if config.covariates is None else config.covariates
     read = {"participant_id", "split", *asked}
+    if config.table is not None:  # what the model does not know comes along
+        read |= COVARIATES.keys() - set(encoder.names)
     table = pd.read_csv(
         path, sep="\t", dtype=str, keep_default_na=False, usecols=lambda name: name in read
     )

@@ -19,7 +19,7 @@ from brain_ldm.cohorts.findings import Finding, refuse, show, write_findings
 from brain_ldm.cohorts.grid import VoxelGrid
 from brain_ldm.cohorts.images import check_grids, common_grid, read_grid
 from brain_ldm.errors import InputError
-from brain_ldm.sampling.manifest import MANIFEST, read_manifest
+from brain_ldm.sampling.manifest import FIXED, MANIFEST, read_manifest
 from brain_ldm.shards import parse_shard
 from brain_ldm.workers import cores, each
 
@@ -51,14 +51,14 @@ def verify(out: Path) -> None:
         findings += [*_check_tables(cohort), *_check_strays(cohort)]
     findings += _check_twins(cohorts)
     report = out / FINDINGS
+    with suppress(OSError):
+        report.unlink(missing_ok=True)  # of an earlier call
     if len(findings) > 1:
         show(findings, out)
         with suppress(OSError):  # of a set that may not be written to, the table must do
             write_findings(findings, report)
         raise InputError(f"{len(findings)} findings in {out}: see the table above, all in {report}")
     refuse(findings)
-    with suppress(OSError):
-        report.unlink(missing_ok=True)  # of an earlier call
     count = sum(len(cohort.table) for cohort in cohorts)
     print(f"{out}: {count} brains, every file as the manifest says")
 
@@ -78,7 +78,9 @@ def open_listed(out: Path) -> tuple[list[Listed], list[Finding]]:
         try:
             description, table = read_json(path), read_manifest(root)
         except InputError as error:
-            findings.append(Finding(str(root), f"no finished cohort ({brief(error)})", REDRAW))
+            begun = not path.exists() and (root / ".unfinished").exists()
+            what = f"no finished cohort ({brief(error)})"
+            findings.append(Finding(str(root), what, REDRAW if begun else RESTORE))
             continue
         try:
             made_by = description["GeneratedBy"][0]
@@ -94,9 +96,20 @@ def open_listed(out: Path) -> tuple[list[Listed], list[Finding]]:
         expected |= {out / f"part-{number:03d}" for number in range(count)}
     for root in sorted(expected - set(roots)):
         findings.append(Finding(str(root), "no such folder", REDRAW))
+    for cohort in cohorts[1:]:
+        differing = _differing(cohort.made_by, cohorts[0].made_by)
+        if differing:
+            what = f"{differing} is not that of {cohorts[0].root}: parts of two sets"
+            findings.append(Finding(str(cohort.root), what, RESTORE))
     if not cohorts:
         refuse(findings)
     return cohorts, findings
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> str | None:
+    """The first parameter that two parts of one set should share and do not."""
+    keys = sorted((one.keys() | other.keys()) - {"Part", "Brains"})
+    return next((key for key in keys if one.get(key) != other.get(key)), None)
 
 
 def _check_images(cohorts: list[Listed]) -> Iterator[Finding]:
@@ -135,8 +148,11 @@ def examine(item: tuple[Path, str, str]) -> tuple[VoxelGrid | None, list[Finding
     if found != digest:
         return None, [Finding(where, "other bytes than the manifest's sha256 says", REMOVE)]
     sidecar = path.with_name(path.name.replace(".nii.gz", ".json"))
-    if not sidecar.is_file():
-        return None, [Finding(str(sidecar), "no such file", f"remove {path.name}, too; {REDRAW}")]
+    try:
+        read_json(sidecar)
+    except InputError as error:
+        what = str(error).removeprefix(f"{sidecar}: ")
+        return None, [Finding(str(sidecar), what, f"remove it and {path.name}; {REDRAW}")]
     return read_grid(path)
 
 
@@ -160,7 +176,12 @@ def _check_tables(cohort: Listed) -> Iterator[Finding]:
     for pid in participants.index.difference(listed.index):
         yield Finding(f"{path}: {pid}", f"not on {MANIFEST}", "remove the row")
     for pid in listed.index.difference(participants.index):
-        yield Finding(f"{manifest}: {pid}", "not in participants.tsv", "remove the row")
+        yield Finding(f"{manifest}: {pid}", "not in participants.tsv", RESTORE)
+    for name in listed.columns.difference([*participants.columns, *FIXED]):
+        yield Finding(f"{path}: column {name}", f"missing, though {MANIFEST} has it", RESTORE)
+    model = cohort.made_by.get("ModelHash")
+    for pid in listed.index[listed["model_sha256"] != model]:
+        yield Finding(f"{manifest}: {pid}", "of another model than the cohort's", RESTORE)
     both = listed.index.intersection(participants.index)
     for name in listed.columns.intersection(participants.columns):
         mine, its = (_comparable(t.loc[both, name]) for t in (listed, participants))

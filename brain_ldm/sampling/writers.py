@@ -10,7 +10,7 @@ from typing import Any
 from brain_ldm.sampling.ranks import ranks_here
 from brain_ldm.workers import begin_worker, cores
 
-MOST = 8  # an H100 draws some four full-size brains a second, and a core encodes some two
+MOST = 8  # a GPU draws one or two full-size brains a second (docs/sampling.md)
 
 
 def enough_writers(device: str) -> int:

@@ -53,7 +53,8 @@ def test_the_cohort_says_what_it_depends_on_and_no_more(model, run_command):
     (made,) = json.loads(Path("drawn/dataset_description.json").read_text())["GeneratedBy"]
     assert made["ModelHash"] == model.hash and made["Seed"] == 3
     assert made.keys() == {
-        *("Name", "Version", "ModelHash", "TrainedOn", "Seed", "Storage", "N", "Brains")
+        *("Name", "Version", "ModelHash", "ConfigHash", "TrainedOn", "Seed", "Storage"),
+        *("BatchSize", "Precision", "N", "Brains"),
     }
     code, out, _ = run_command("sample", *options, "sampler=ddpm")  # which does not matter here
     assert code == 0 and "done already" in out

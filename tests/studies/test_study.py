@@ -169,7 +169,7 @@ def test_one_point_alone_is_no_study(workplace, one_line, stand_in):
 
 def test_a_command_that_fails_stops_its_point(workplace, capfd):
     with pytest.raises(InputError, match=r"`evaluate real=nowhere` ended with exit code 2"):
-        study.run_command("evaluate real=nowhere", Path("."))
+        study.run_command("evaluate real=nowhere", Path())
     assert "no such cohort folder" in capfd.readouterr().err
 
 
