@@ -300,6 +300,10 @@ def test_bad_folders_are_told_in_one_line(tmp_path):
     config.write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match="does not fit"):
         open_model(folder, Autoencoder)
+    data["network"]["channels"], data["network"]["norm_groups"] = [4, 8], 3
+    config.write_text(yaml.safe_dump(data))
+    with pytest.raises(InputError, match=r"config\.yaml: .*multiple of"):
+        open_model(folder, Autoencoder)
     data["network"]["depth"] = 3
     config.write_text(yaml.safe_dump(data))
     with pytest.raises(InputError, match="depth"):

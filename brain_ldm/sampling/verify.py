@@ -45,14 +45,14 @@ def verify(out: Path) -> None:
         InputError: the only finding, or how many there are; then all are shown as a table and
             written to `out`.
     """
+    report = out / FINDINGS
+    with suppress(OSError):
+        report.unlink(missing_ok=True)  # of an earlier call
     cohorts, findings = open_listed(out)
     findings += _check_images(cohorts)
     for cohort in cohorts:
         findings += [*_check_tables(cohort), *_check_strays(cohort)]
     findings += _check_twins(cohorts)
-    report = out / FINDINGS
-    with suppress(OSError):
-        report.unlink(missing_ok=True)  # of an earlier call
     if len(findings) > 1:
         show(findings, out)
         with suppress(OSError):  # of a set that may not be written to, the table must do
@@ -177,7 +177,8 @@ def _check_tables(cohort: Listed) -> Iterator[Finding]:
         yield Finding(f"{path}: {pid}", f"not on {MANIFEST}", "remove the row")
     for pid in listed.index.difference(participants.index):
         yield Finding(f"{manifest}: {pid}", "not in participants.tsv", RESTORE)
-    for name in listed.columns.difference([*participants.columns, *FIXED]):
+    told = listed.dropna(axis=1, how="all").columns
+    for name in told.difference([*participants.columns, *FIXED[2:]]):
         yield Finding(f"{path}: column {name}", f"missing, though {MANIFEST} has it", RESTORE)
     model = cohort.made_by.get("ModelHash")
     for pid in listed.index[listed["model_sha256"] != model]:

@@ -1,7 +1,8 @@
 """The published bundle in small: its files and networks, reduced widths, random weights.
 
 After models/brain_image_synthesis_latent_diffusion_model of Project-MONAI/model-zoo (ZOO), and
-after model-zoo/models/… of Project-MONAI/GenerativeModels, where it was first released (FIRST).
+after model-zoo/models/… of Project-MONAI/GenerativeModels, where it was first released (FIRST,
+and EARLIEST, with another name for the schedule).
 """
 
 import functools
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 
-ZOO, FIRST = "zoo", "first"
+ZOO, FIRST, EARLIEST = "zoo", "first", "earliest"
 SHAPE = (32, 64, 32)  # 32 is what four levels of the autoencoder and three of the U-Net divide
 LATENT = (3, 4, 8, 4)
 
@@ -89,6 +90,9 @@ def write_bundle(folder: Path, layout: str = ZOO, older: bool = True) -> Path:
         }
         for name, arguments in made
     )
+    scheduler = dict(SCHEDULER)
+    if layout == EARLIEST:
+        scheduler["beta_schedule"] = scheduler.pop("schedule").removesuffix("_beta")
     inference = {
         "imports": ["$import torch", "$from datetime import datetime", "$from pathlib import Path"],
         "bundle_root": ".",
@@ -99,7 +103,7 @@ def write_bundle(folder: Path, layout: str = ZOO, older: bool = True) -> Path:
         "brain_vol": 0.4,
         "autoencoder_def": autoencoder_def,
         "diffusion_def": diffusion_def,
-        "scheduler": {"_target_": f"{package}.networks.schedulers.DDIMScheduler", **SCHEDULER},
+        "scheduler": {"_target_": f"{package}.networks.schedulers.DDIMScheduler", **scheduler},
         "noise": f"$torch.randn((1, {', '.join(map(str, LATENT))})).to(@device)",
     }
     names = ["Gender", "Age", "Ventricular volume", "Brain volume"]
@@ -115,7 +119,7 @@ def write_bundle(folder: Path, layout: str = ZOO, older: bool = True) -> Path:
     (folder / "configs" / "inference.json").write_text(json.dumps(inference))
     (folder / "configs" / "metadata.json").write_text(json.dumps(metadata))
     files = ("autoencoder.pt", "model.pt")
-    if layout == FIRST:
+    if layout != ZOO:
         files = ("autoencoder.pth", "diffusion_model.pth")
     for network, file in zip(networks(), files, strict=True):
         state = network.state_dict()

@@ -350,6 +350,19 @@ def test_a_repository_is_a_model_folder_with_the_hubs_card(tmp_path):
     assert "license" not in yaml.safe_load(head)
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    save_model(MODELS["paper"](), tmp_path / "model", "")
+
+    def full(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc] PytorchStreamWriter failed")
+
+    monkeypatch.setattr(torch, "save", full)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"out: cannot be written .*is the disk full"):
+        convert(ConvertConfig(source=str(tmp_path / "model"), out=str(out), to=Target.bundle))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_an_interrupted_conversion_leaves_nothing(tmp_path, monkeypatch):
     save_model(MODELS["paper"](), tmp_path / "model", "")
     options = ConvertConfig(

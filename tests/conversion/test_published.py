@@ -17,6 +17,7 @@ from brain_ldm.diffusion.config import DDIMConfig, Prediction, ScheduleConfig
 from brain_ldm.errors import InputError
 from brain_ldm.networks.config import AutoencoderConfig, UNetConfig
 from tests.conversion.bundles import (
+    EARLIEST,
     FIRST,
     LATENT,
     SHAPE,
@@ -61,7 +62,9 @@ def drawn():
         return noise, conditions, latents, autoencoder.decode_stage_2_outputs(latents)
 
 
-@pytest.mark.parametrize(("layout", "older"), [(ZOO, True), (ZOO, False), (FIRST, True)], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "older"), [(ZOO, True), (ZOO, False), (FIRST, True), (EARLIEST, True)], ids=str
+)
 @torch.no_grad()
 def test_the_converted_model_draws_the_volume_of_monais_pipeline(tmp_path, drawn, layout, older):
     model = read_bundle(write_bundle(tmp_path / "bundle", layout, older)).model

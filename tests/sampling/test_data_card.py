@@ -150,11 +150,33 @@ def test_a_report_about_something_else_is_refused(sample, one_line, options):
     assert not (root / "evaluation.json").exists()
 
 
-def test_changed_brains_of_people_are_not_called_nobodys():
-    made = {"Name": "brain_ldm sample", "Version": "1", "ModelHash": "a", "From": "cohorts/clinic"}
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"From": "cohorts/clinic"}, "a brain of the cohort cohorts/clinic"),
+        ({"Table": "clinic.tsv"}, "those\n  of a row of clinic.tsv"),
+    ],
+)
+def test_what_comes_of_people_is_not_called_nobodys(asked, said):
+    made = {"Name": "brain_ldm sample", "Version": "1", "ModelHash": "a", **asked}
     table = pd.DataFrame({"participant_id": ["sub-1"], "split": ["test"], "source_id": ["sub-9"]})
     text = card({"Name": "Set", "GeneratedBy": [made]}, table, table[[]], {}, None)
-    assert "a brain of the cohort cohorts/clinic" in text and "Not people" not in text
+    assert said in text and "Not people" not in text
+
+
+def test_the_card_tells_what_the_model_learnt_from():
+    made = {"Name": "brain_ldm sample", "Version": "1", "ModelHash": "a"}
+    table = pd.DataFrame({"participant_id": ["sub-1"], "split": ["test"]})
+    more = {"cohorts/more": {"rows": 3, "cohort_hash": "c"}}
+    ours = {"cohort_hash": "b", "training_rows": 10, "extra": more}
+    published = {"cohort": "UK Biobank", "bundle": "the_bundle"}
+    for taught, said in (
+        (ours, "| 7 brains of the cohort with sha256 `b` and 3 brains of the cohort with"),
+        (published, "| UK Biobank, by the bundle the_bundle |"),
+        ({}, "| Trained on | not recorded |"),
+    ):
+        description = {"Name": "Set", "GeneratedBy": [made | {"TrainedOn": taught}]}
+        assert said in card(description, table, table[[]], {}, None)
 
 
 def test_a_cohort_without_covariates_has_a_card_too(sample):

@@ -346,6 +346,14 @@ def describe(**changes):
     return edit
 
 
+def without_column(name, column):
+    def edit(root):
+        table = pd.read_csv(root / name, sep="\t", dtype=str, keep_default_na=False)
+        table.drop(columns=column).to_csv(root / name, sep="\t", index=False)
+
+    return edit
+
+
 def without_line(name, index):
     def edit(root):
         lines = (root / name).read_text().splitlines()
@@ -376,13 +384,64 @@ def without_line(name, index):
         (without_line("participants.tsv", 3), "sub-003000002: not in participants.tsv"),
         (edit_text("participants.tsv", "\tF\t", "\tM\t"), "sex is M, manifest.tsv says F"),
         (edit_text("manifest.tsv", "sha256\n", "sha\n"), "column sha256 is missing"),
-        (lambda root: (root / "dataset_description.json").unlink(), "no finished cohort"),
+        (lambda root: (root / "dataset_description.json").unlink(), "or remove its folder and"),
+        (lambda root: (root / "manifest.tsv").unlink(), "or remove its folder and give"),
+        (lambda root: (root / "participants.tsv").unlink(), "participants.tsv: no such file"),
+        (lambda root: next(root.glob("sub-*4/anat/*.json")).write_text(""), "not readable JSON"),
+        (without_column("participants.tsv", "seed"), "column seed: missing, though manifest.tsv"),
         (lambda root: (root / ".unfinished").mkdir(), "has not come to its end"),
     ],
 )  # fmt: skip
 def test_verify_finds(drawn, one_line, damage, said):
+    (drawn / "findings.tsv").write_text("of an earlier call")
     damage(drawn)
     assert said in one_line("sample", "out=drawn", "verify=true")
+    assert not (drawn / "findings.tsv").exists()
+
+
+def test_verify_tells_parts_and_rows_of_another_model(sample, run_command):
+    sample("out=drawn", "folder_size=4")
+    change = edit_text("dataset_description.json", '"ModelHash": "', '"ModelHash": "0')
+    change(Path("drawn/part-001"))
+    code, _, err = run_command("sample", "out=drawn", "verify=true")
+    assert code == 2 and "5 findings" in err
+    findings = Path("drawn/findings.tsv").read_text()
+    assert "ModelHash is not that of drawn/part-000" in findings
+    assert findings.count("of another model than the cohort's") == 4
+
+
+def test_shards_of_another_precision_or_batch_size_do_not_mix(options, run_command, one_line):
+    code, _, err = run_command("sample", *options, "out=drawn", "shard=0/2")
+    assert code == 0, err
+    other = [o for o in options if not o.startswith(("precision", "batch_size"))]
+    line = one_line("sample", *other, "batch_size=2", "precision=bf16-mixed", "out=drawn")
+    assert "Precision is '32-true' there, asked 'bf16-mixed'" in line
+    line = one_line("sample", *other, "batch_size=3", "precision=32-true", "out=drawn")
+    assert "BatchSize is 2 there, asked 3" in line
+
+
+def test_a_writer_killed_in_a_finished_set_leaves_nothing(drawn, sample, run_command):
+    image_of(drawn, 4).unlink()
+    (drawn / ".unfinished" / "rows").mkdir(parents=True)
+    (image_of(drawn, 5).parent / ".1_x.nii.gz").touch()
+    sample("out=drawn")
+    code, _, err = run_command("sample", "out=drawn", "verify=true")
+    assert code == 0, err
+
+
+def test_what_goes_wrong_in_the_networks_is_one_line(options, one_line, workplace, monkeypatch):
+    def numbers_that_are_none(*_):
+        return torch.full((2, 1, 8, 8, 8), torch.nan)
+
+    def too_little_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    for wrong, said in (
+        (numbers_that_are_none, "sub-003000000 came out as numbers that are none"),
+        (too_little_memory, "2 brains at once need more memory than cpu has; give a smaller"),
+    ):
+        monkeypatch.setattr("brain_ldm.sampling.drawing.draw_images", wrong)
+        assert said in one_line("sample", *options, f"out={wrong.__name__}")
 
 
 def test_verify_tells_all_at_once(drawn, run_command):
@@ -459,7 +518,7 @@ def test_changed_brains_are_a_set_like_others(options, drawn, run_command):
 )
 def test_mistakes_are_told_before_any_work(options, one_line, workplace, option, said):
     assert said in one_line("sample", *options, "out=other", option)
-    assert not list(Path().glob("other/sub-*"))
+    assert not Path("other").exists()
 
 
 def test_a_set_with_and_without_parts_are_two(drawn, options, one_line):
