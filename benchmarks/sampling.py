@@ -7,7 +7,8 @@ experiment=ldm_demo get random weights: as fast, but their images are noise, whi
 encode and more room than brains do.
 
 On a GPU the published networks draw at 160×224×160 too, with random weights, one batch of each size
-after one to warm up; nothing is written.
+after one to warm up; nothing is written. With `--full-on-cpu` one brain is drawn on a CPU, whose
+memory is all that the process had.
 
 Counted, not measured: operations of the published networks at 160×224×160 on tensors without
 data, 2 a multiplication with its addition, by torch's counter. Divided by the card's peak and by a
@@ -21,6 +22,7 @@ Run: make bench, or python benchmarks/sampling.py --brains 64 --batches 4 16 --w
 
 import argparse
 import platform
+import resource
 import tempfile
 import time
 from itertools import product
@@ -161,25 +163,34 @@ def measured(arguments: argparse.Namespace) -> None:
 
 
 def full_size(arguments: argparse.Namespace) -> None:
-    """Print what a full-size brain takes on this machine's GPU."""
-    if not torch.cuda.is_available():
-        return
+    """Print what a full-size brain takes on this machine's GPU, or on its CPU if that is asked."""
     device = own_device(open_device("auto"))
+    gpu = device.type == "cuda"
+    if not gpu and not arguments.full_on_cpu:
+        return
     model = build(1, "ae_ukb", "ldm_cond").to(device)
-    print(f"\nfull size, {model.grid}, {torch.cuda.get_device_name()}; DDIM-{STEPS}")
+    where = torch.cuda.get_device_name() if gpu else "CPU"
+    steps = arguments.full_steps
+    print(f"\nfull size, {model.grid}, {where}; DDIM-{steps}")
     print(f"{'batch':>6} {'s/brain':>8} {'GiB at most':>12}")
-    for batch in arguments.full_batches:
-        config = SampleConfig(n=2 * batch, batch_size=batch, sampler=DDIMConfig(steps=STEPS))
+    for batch in arguments.full_batches if gpu else [1]:
+        config = SampleConfig(n=2 * batch, batch_size=batch, sampler=DDIMConfig(steps=steps))
         rows = requested_rows(config, model.encoder)
         batches = [rows.iloc[i : i + batch].reset_index(drop=True) for i in (0, batch)]
         with torch.inference_mode(), autocast(config, device):
-            list(draw_batches(model, batches[:1], config, device))
-            torch.cuda.reset_peak_memory_stats()
+            if gpu:
+                list(draw_batches(model, batches[:1], config, device))
+                torch.cuda.reset_peak_memory_stats()
             began = time.perf_counter()
             list(draw_batches(model, batches[1:], config, device))
             each = (time.perf_counter() - began) / batch
-        peak = torch.cuda.max_memory_allocated() / 2**30
+        peak = torch.cuda.max_memory_allocated() / 2**30 if gpu else resident()
         print(f"{batch:6} {each:8.2f} {peak:12.1f}", flush=True)
+
+
+def resident() -> float:
+    """Return the most memory that this process has had, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def projected(arguments: argparse.Namespace) -> None:
@@ -215,13 +226,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[4, 16])
     parser.add_argument("--writers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--full-batches", type=int, nargs="+", default=[1, 4, 16])
+    parser.add_argument("--full-steps", type=int, default=STEPS)
+    parser.add_argument("--full-on-cpu", action="store_true", help="minutes, for one brain")
+    parser.add_argument("--only-full", action="store_true")
     parser.add_argument("--utilisation", type=float, nargs="+", default=[0.2, 0.35, 0.5])
     arguments = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
           f"torch {torch.__version__}")  # fmt: skip
-    measured(arguments)
+    if not arguments.only_full:
+        measured(arguments)
     full_size(arguments)
-    projected(arguments)
+    if not arguments.only_full:
+        projected(arguments)
 
 
 if __name__ == "__main__":
