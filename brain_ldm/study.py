@@ -17,13 +17,13 @@ def finish(out: Path) -> None:
 
 
 @command("study", StudyConfig, after=finish)
-def main(config: StudyConfig) -> float | None:
+def main(config: StudyConfig) -> None:
     """Run one point of a study."""
     if not in_sweep():
         raise InputError("a study has many points, so add -m: python -m brain_ldm.study -m …")
     from brain_ldm.studies.study import run_point
 
-    return run_point(dataclasses.replace(config, out=job_folder(config.out)))
+    run_point(dataclasses.replace(config, out=job_folder(config.out)))
 
 
 if __name__ == "__main__":
