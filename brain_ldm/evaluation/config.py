@@ -5,6 +5,7 @@ from enum import Enum
 from typing import Any
 
 from brain_ldm.errors import InputError
+from brain_ldm.precision import Precision
 
 
 class Features(Enum):
@@ -56,6 +57,8 @@ class EvaluateConfig:
     shown: int = 4  # brains in each row of a montage
     # Volumes measured at once; null: 8 at 4 mm, 2 at 2 mm, 1 at 1 mm.
     batch_size: int | None = None
+    # Of volumes and latents; features and ages are always of 32 bits, as others publish theirs.
+    precision: Precision = Precision.auto
     cache: str = "caches/evaluation"  # folder of what was measured: of use to the next report too
     seed: int = 0  # of pairs, bootstrap and permutations
 

@@ -96,7 +96,8 @@ def evaluate_cohorts(
 
     metrics: dict[str, Any] = {
         "schema_version": 2,
-        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "settings": {name: getattr(config, name) for name in SETTINGS}
+        | {"precision": instruments.precision},
         "grid": {
             "shape": list(inputs.real.grid.shape),
             "resolution_mm": inputs.real.grid.resolution,
@@ -406,7 +407,7 @@ def _draw(
 
     def reconstruct(volume: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(volume[None, None]).to(bench.instruments.device)
-        return bench.reconstruct(image)[0, 0].cpu().numpy()
+        return bench.instruments.reconstruct(image)[0, 0].cpu().numpy()
 
     firsts: dict[str, str] = {}  # the first cohort of each title
     for name in made:

@@ -16,6 +16,7 @@ from brain_ldm.evaluation.features import (
     segmenter_features,
 )
 from brain_ldm.models import Autoencoder, BrainAge, Embedding, Model, Segmenter, open_model
+from brain_ldm.precision import resolve
 
 # Edge in mm of the voxels that neighbours are looked for among: finer ones differ by how brains
 # are folded and shifted even where one is a copy of the other.
@@ -33,6 +34,7 @@ class Instruments:
         embedding: who is like whom.
         extractor: features for distances between cohorts.
         device: of all of them.
+        precision: of volumes and latents, `32-true` or `bf16-mixed`.
     """
 
     segmenter: Segmenter | None = None
@@ -41,6 +43,18 @@ class Instruments:
     embedding: Embedding | None = None
     extractor: Extractor | None = None
     device: str = "cpu"
+    precision: str = "32-true"
+
+    def autocast(self) -> torch.autocast:
+        """The precision of volumes and latents, as a context."""
+        fast = self.precision == "bf16-mixed"
+        return torch.autocast(self.device, torch.bfloat16, enabled=fast)
+
+    @torch.inference_mode()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """What the autoencoder makes of images (B, 1, X, Y, Z)."""
+        with self.autocast():
+            return self.autoencoder.reconstruct(images).float()
 
     def named(self) -> dict[str, Model]:
         """The models by their names in the config; those that are wanted."""
@@ -52,7 +66,7 @@ class Instruments:
         found = {name: identity(model) for name, model in self.named().items()}
         if self.extractor is not None:
             found["extractor"] = f"{self.extractor.name} {self.extractor.hash}"
-        return found
+        return found | {"precision": self.precision}
 
     @torch.inference_mode()
     def measure(self, images: Tensor) -> dict[str, Tensor]:
@@ -64,7 +78,8 @@ class Instruments:
         """
         found = {}
         if self.segmenter is not None:
-            volumes = self.segmenter.volumes(images)
+            with self.autocast():
+                volumes = self.segmenter.volumes(images)
             found |= {f"measured_{name}": value.double() for name, value in volumes.items()}
         if self.brain_age is not None:
             found["measured_age"] = self.brain_age.predict(images).double()
@@ -88,12 +103,14 @@ class Instruments:
             embedding, latent and pixels, (B, numbers) each, of those that there are networks for.
         """
         if real and self.autoencoder is not None:
-            images = self.autoencoder.reconstruct(images)
+            images = self.reconstruct(images)
         found = {}
         if self.embedding is not None:
             found["embedding"] = self.embedding.embed(images)
         if self.autoencoder is not None:
-            found["latent"] = self.autoencoder.encode(images)[0].flatten(1).half()
+            with self.autocast():
+                latents = self.autoencoder.encode(images)[0]
+            found["latent"] = latents.flatten(1).half()
         edge = max(1, round(PIXEL / resolution))
         found["pixels"] = F.avg_pool3d(images, edge).flatten(1).half()
         return found
@@ -126,7 +143,14 @@ def open_instruments(config: EvaluateConfig) -> Instruments:
             models[name] = open_model(folder, kind).to(device)
         except InputError as error:
             raise InputError(f"{name}: {error}; {name}=null does without it") from None
-    return Instruments(**models, extractor=_open_extractor(config, models, device), device=device)
+        if device == "cpu":  # on which convolutions are faster like this
+            models[name].to(memory_format=torch.channels_last_3d)
+    return Instruments(
+        **models,
+        extractor=_open_extractor(config, models, device),
+        device=device,
+        precision=resolve(config.precision, device),
+    )
 
 
 def _open_extractor(

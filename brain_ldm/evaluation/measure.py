@@ -119,18 +119,17 @@ class Bench:
             parts = []
             for ids in self.batches(batch):
                 images = self.images(cohort, ids)
-                again = self.reconstruct(images)
+                again = self.instruments.reconstruct(images)
                 parts.append({"psnr": psnr(again, images), "ssim": ssim(again, images)})
             return {k: torch.cat([p[k] for p in parts]).double().cpu().numpy() for k in parts[0]}
 
         model = self.instruments.autoencoder
-        key = {"reconstruct": identity(model), "cohort": cohort.content_hash()}
+        key = {
+            "reconstruct": identity(model),
+            "precision": self.instruments.precision,
+            "cohort": cohort.content_hash(),
+        }
         return stored(self.cache, key, rows["participant_id"].tolist(), compute, "reconstructing")
-
-    @torch.inference_mode()
-    def reconstruct(self, images: torch.Tensor) -> torch.Tensor:
-        """What the autoencoder makes of images (B, 1, X, Y, Z)."""
-        return self.instruments.autoencoder.reconstruct(images)
 
     def similarity(
         self,
@@ -149,7 +148,7 @@ class Bench:
         @lru_cache(max(2 * self.batch_size, KEPT // (4 * math.prod(cohort.grid.shape))))
         def image(participant: str) -> torch.Tensor:
             images = self.images(cohort, [participant])
-            return self.reconstruct(images) if reconstructed else images
+            return self.instruments.reconstruct(images) if reconstructed else images
 
         @torch.inference_mode()
         def compute(batch: Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
@@ -162,6 +161,7 @@ class Bench:
         key = {"similarity": sorted(measures), "cohort": cohort.content_hash()}
         if reconstructed:
             key["autoencoder"] = identity(self.instruments.autoencoder)
+            key["precision"] = self.instruments.precision
         return stored(self.cache, key, pairs, compute, f"comparing pairs, {title}")
 
     def batches(self, items: Sequence) -> list[Sequence]:

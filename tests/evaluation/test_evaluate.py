@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from brain_ldm.cohorts.cohort import Cohort, open_cohort
-from brain_ldm.cohorts.grid import VoxelGrid
+from brain_ldm.cohorts.grid import VoxelGrid, paper_grid
 from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
 from brain_ldm.evaluation.config import EvaluateConfig
@@ -24,6 +24,9 @@ from brain_ldm.evaluation.instruments import Instruments, open_instruments
 from brain_ldm.evaluation.measure import Measured
 from brain_ldm.evaluation.report import print_summary
 from brain_ldm.evaluation.store import stored
+from brain_ldm.models import GridConfig, SavedSegmenter, Segmenter, save_model
+from brain_ldm.networks.config import SegmenterConfig
+from brain_ldm.precision import Precision
 from brain_ldm.studies.study import read_off
 
 GRID = VoxelGrid((14, 16, 14), np.diag([12.0, 12.0, 12.0, 1.0]))
@@ -610,7 +613,28 @@ def test_an_evaluation_that_was_interrupted_goes_on(tmp_path):
 
 def test_features_can_be_left_out():
     nothing = dict.fromkeys(("features", "segmenter", "brain_age", "autoencoder", "embedding"))
-    assert open_instruments(EvaluateConfig(**nothing)).hashes() == {}
+    found = open_instruments(EvaluateConfig(**nothing))
+    assert (found.named(), found.extractor) == ({}, None)
+
+
+def test_bits_do_not_change_what_is_measured_beyond_rounding(tmp_path):
+    small = SavedSegmenter(
+        grid=GridConfig(**paper_grid(4).to_dict()),
+        network=SegmenterConfig(features=[4, 4, 4, 4, 4, 4]),
+        classes=["background", "csf", "grey", "white", "ventricle"],
+    )
+    torch.manual_seed(0)
+    save_model(Segmenter(small), tmp_path / "m", "")
+    nothing = dict.fromkeys(("features", "brain_age", "autoencoder", "embedding"))
+    images = torch.rand(2, 1, 40, 56, 40)
+    exact, rounded = (
+        open_instruments(
+            EvaluateConfig(segmenter=str(tmp_path / "m"), precision=Precision[name], **nothing)
+        ).measure(images)["measured_brain_volume"]
+        for name in ("32-true", "bf16-mixed")
+    )
+    assert not torch.equal(exact, rounded)
+    assert torch.allclose(exact, rounded, rtol=0.02)
 
 
 def test_a_swap_is_told_before_networks_are_fetched(tmp_path):
