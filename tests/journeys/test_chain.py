@@ -83,6 +83,7 @@ def check_report(report):
         *("overview.png", "table.png", "utility.png", "sweep_sweep.png"),
         *("montage_synthetic.png", "scatter_synthetic.png"),
         *(f"viewer_{number}.html" for number in range(4)),
+        *(f"neighbours_{name}.png" for name in ("synthetic", "lsgan", "vae_gan")),
     }
 
 
