@@ -8,6 +8,7 @@ evaluation starts from an empty cache; the last one is killed half-way, and gone
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,6 +50,8 @@ def evaluate(root: Path, name: str, end: float | None = None) -> tuple[float, fl
         f"real={root / 'real'}", f"synthetic={root / 'synthetic'}", "features=segmenter",
         f"cache={root / 'cache' / name}", f"out={root / name}",
     ]  # fmt: skip
+    if end is not None or name == "whole":
+        shutil.rmtree(root / "cache" / name, ignore_errors=True)
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "brain_ldm.evaluate", *options], stdout=subprocess.DEVNULL

@@ -212,8 +212,8 @@ def _evaluation(found: dict[str, Any] | None) -> str:
         limits = "compare with nothing that other features give"
         lines.append(
             f"FID to coverage: features of {of['name']}, sha256 `{of['sha256'][:12]}`, {of['n']} "
-            f"brains against {of['n_real']} real ones. They fall with the number of brains"
-            + (f"; of a stand-in for MedicalNet, they {limits}." if of["stand_in"] else ".")
+            f"brains against {of['n_real']} real ones, on whose numbers FID depends"
+            + (f". Those of a stand-in for MedicalNet {limits}." if of["stand_in"] else ".")
         )
     if found["copies"]:
         told = "\n".join(f"- {space}: {text}" for space, text in found["copies"].items())

@@ -87,7 +87,7 @@ def sample_cohort(config: SampleConfig) -> None:
             storage=config.storage.value,
         )
 
-    check_report(config)
+    check_report(config, len(rows))
     with _disk_errors(config.out):
         parts = open_parts(config, rows["participant_id"].tolist(), open_writer)
     starts = range(0, len(rows), config.batch_size)
@@ -133,12 +133,11 @@ def check_options(config: SampleConfig) -> None:
             raise InputError(f"{name} is {value}; give at least {least}")
 
 
-def check_report(config: SampleConfig) -> None:
+def check_report(config: SampleConfig, brains: int) -> None:
     """Refuse a report for a set that is not finished, before a folder is made for it."""
-    out, last = Path(config.out), "dataset_description.json"
-    roots = [out] if config.folder_size is None else [*out.glob("part-*")]
-    finished = roots and all((root / last).exists() for root in roots)
-    if config.report is not None and not finished:
+    part = "" if config.folder_size is None else "part-*/"
+    finished = list(Path(config.out).glob(f"{part}dataset_description.json"))
+    if config.report is not None and len(finished) < -(-brains // (config.folder_size or brains)):
         raise InputError(f"report={config.report}: {config.out} is not finished; draw it first")
 
 

@@ -1,6 +1,7 @@
 """What a synthetic cohort says of itself."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -184,3 +185,12 @@ def test_a_cohort_without_covariates_has_a_card_too(sample):
     assert "No covariates were asked for." in (root / "README.md").read_text()
     assert not (root / "figures").exists()
     assert bids_errors(root) == []
+
+
+def test_a_report_is_refused_while_a_part_is_missing(sample, options, one_line, workplace):
+    root = sample("folder_size=2")
+    write_report(root / "part-000")
+    shutil.rmtree(root / "part-001")
+    line = one_line("sample", *options, "folder_size=2", "report=report")
+    assert "is not finished; draw it first" in line
+    assert not (root / "part-001").exists()
