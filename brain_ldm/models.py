@@ -482,7 +482,7 @@ def open_model(folder: str | Path, *kinds: type[AnyModel]) -> AnyModel:
         InputError: a file is missing or damaged, or the folder holds another kind of model.
     """
     folder = Path(folder)
-    kind, config = _read_config(folder, kinds)
+    kind, config = read_config(folder, kinds)
     parts = [open_model(folder / "autoencoder", Autoencoder)] if kind is Diffusion else []
     try:
         model = kind(config, *parts)
@@ -517,9 +517,12 @@ def config_hash(model: Model) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def _read_config(
-    folder: Path, kinds: Sequence[type[AnyModel]]
-) -> tuple[type[AnyModel], SavedModel]:
+def read_config(folder: Path, kinds: Sequence[type[AnyModel]]) -> tuple[type[AnyModel], SavedModel]:
+    """Read the config.yaml of the one of `kinds` that a folder describes.
+
+    Raises:
+        InputError: there is none, it is damaged, or of another kind of model.
+    """
     path = folder / CONFIG
     if not path.is_file():
         raise InputError(f"{folder}: no model there ({CONFIG} is missing)")
@@ -531,7 +534,7 @@ def _read_config(
             wanted = "' or '".join(kind.saved.kind for kind in kinds)
             raise InputError(f"{folder}: a model of kind '{found}', not '{wanted}'")
         return kind, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind.saved), data))
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+    except (yaml.YAMLError, TypeError, KeyError, UnicodeError) as error:
         raise InputError(f"{path}: not a model's config ({str(error).splitlines()[0]})") from None
     except OmegaConfBaseException as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -10,7 +10,7 @@ class Target(Enum):
     """What is written."""
 
     model = "model"  # a model folder
-    bundle = "bundle"  # of a diffusion model: a MONAI bundle, which runs without this package
+    bundle = "bundle"  # of what draws brains: a MONAI bundle, which runs without this package
     hub = "hub"  # a model folder that is a Hugging Face repository too; nothing is uploaded
 
 

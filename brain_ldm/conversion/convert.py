@@ -13,7 +13,7 @@ from brain_ldm.conversion.bundle import write_bundle
 from brain_ldm.conversion.config import ConvertConfig, Target
 from brain_ldm.conversion.folder import write_folder
 from brain_ldm.conversion.hub import write_hub
-from brain_ldm.conversion.reading import read_model
+from brain_ldm.conversion.reading import DRAWING, read_model
 from brain_ldm.errors import InputError
 from brain_ldm.models import (
     Autoencoder,
@@ -39,7 +39,7 @@ def convert(config: ConvertConfig) -> None:
     """
     out = Path(config.out).resolve()
     _check(config, out)
-    kinds = (Diffusion,) if config.to is Target.bundle else KINDS
+    kinds = DRAWING if config.to is Target.bundle else KINDS
     found = read_model(Path(config.source), *kinds)
     work = out.with_name(f".{out.name}.tmp")
     try:

@@ -3,11 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
-
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from brain_ldm.conversion.cards import published_cards
 from brain_ldm.conversion.published import INFERENCE, read_published
@@ -18,11 +13,11 @@ from brain_ldm.models import (
     CONFIG,
     Autoencoder,
     Diffusion,
+    Generator,
     Model,
-    SavedAutoencoder,
-    SavedDiffusion,
-    SavedModel,
+    SavedGenerator,
     open_model,
+    read_config,
 )
 
 ORIGIN = "origin"  # in a bundle of ours: the model folder that it was made of, without weights
@@ -31,7 +26,7 @@ WEIGHTS = ("model.pt", "diffusion_model.pth", "model.pth")  # the second is the 
 AUTOENCODER_WEIGHTS = ("autoencoder.pt", "autoencoder.pth")
 LATENT = "latent.pt"  # in a bundle of ours: what MONAI's U-Net has no place for
 
-AnySaved = TypeVar("AnySaved", bound=SavedModel)
+DRAWING = (Diffusion, Generator)  # what can be a bundle
 
 
 @dataclass
@@ -69,8 +64,10 @@ def read_bundle(folder: Path) -> Found:
     origin = folder / ORIGIN
     ours, unsaid = (origin / CONFIG).is_file(), []
     if ours:
-        saved_autoencoder = _config(origin / AUTOENCODER / CONFIG, SavedAutoencoder)
-        saved = _config(origin / CONFIG, SavedDiffusion)
+        kind, saved = read_config(origin, DRAWING)
+        if kind is Generator:
+            return _read_generator(folder, saved)
+        _, saved_autoencoder = read_config(origin / AUTOENCODER, (Autoencoder,))
     else:
         saved_autoencoder, saved, unsaid = read_published(folder)
     paths = [_weights_file(folder, names) for names in (AUTOENCODER_WEIGHTS, WEIGHTS)]
@@ -91,6 +88,17 @@ def read_bundle(folder: Path) -> Found:
             config.trained_on["sha256"] = {path.name: _sha256(path) for path in paths}
         cards = published_cards(model, any(older), unsaid)
     return Found(model.eval().requires_grad_(False), *cards)
+
+
+def _read_generator(folder: Path, saved: SavedGenerator) -> Found:
+    """Read a generator from a bundle that `convert` has written."""
+    path = _weights_file(folder, WEIGHTS)
+    try:
+        model = Generator(saved)
+    except ValueError as error:
+        raise InputError(f"{folder / ORIGIN / CONFIG}: {str(error).splitlines()[0]}") from None
+    load_weights(model.network, path)
+    return Found(model.eval().requires_grad_(False), _text(folder / ORIGIN / CARD))
 
 
 def _sha256(path: Path) -> str:
@@ -132,14 +140,6 @@ def latent_weights(model: Diffusion) -> dict:
         for name, value in model.weights().items()
         if not name.startswith("network.unet.")
     }
-
-
-def _config(path: Path, schema: type[AnySaved]) -> AnySaved:
-    try:
-        data = yaml.safe_load(path.read_text())
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), data))
-    except (OSError, ValueError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"{path}: not a model's config ({str(error).splitlines()[0]})") from None
 
 
 def _text(path: Path) -> str:

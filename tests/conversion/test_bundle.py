@@ -22,13 +22,15 @@ from brain_ldm.errors import InputError
 from brain_ldm.models import (
     Autoencoder,
     Diffusion,
+    Generator,
     GridConfig,
     SavedAutoencoder,
     SavedDiffusion,
+    SavedGenerator,
     open_model,
     save_model,
 )
-from brain_ldm.networks.config import AutoencoderConfig, Conditioning, UNetConfig
+from brain_ldm.networks.config import AutoencoderConfig, Conditioning, GeneratorConfig, UNetConfig
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 AFFINE[:3, 3] = (-30, -62, -50)
@@ -81,9 +83,17 @@ MODELS = {
 }
 
 
+def generator():
+    """A small generator of a GAN."""
+    torch.manual_seed(2)
+    network = GeneratorConfig(latent_size=6, channels=[4, 8, 8], norm_groups=4)
+    return Generator(SavedGenerator(grid=GRID, network=network, trained_on={"cohort": "c"})).eval()
+
+
 def write(model, folder):
     """Save a model and convert it; return the bundle's folder."""
-    save_model(model.autoencoder, folder / "model" / "autoencoder", "# inner card\n")
+    if isinstance(model, Diffusion):
+        save_model(model.autoencoder, folder / "model" / "autoencoder", "# inner card\n")
     save_model(model, folder / "model", "# card\n")
     bundle = folder / "bundle"
     convert(ConvertConfig(source=str(folder / "model"), out=str(bundle), to=Target.bundle))
@@ -137,6 +147,29 @@ def test_every_kind_of_model_draws_the_same_from_its_bundle(tmp_path, parsed, ki
     assert expected.std() > 0.01
     assert np.allclose(volume[0].numpy(), expected, atol=1e-5)
     assert np.allclose(volume.affine, AFFINE)
+
+
+def test_a_generator_draws_the_same_where_this_package_is_not(tmp_path, without_us):
+    model = generator()
+    bundle = write(model, tmp_path)
+    configs = ("--config_file", "configs/inference.json")
+    without_us(bundle, "-m", "monai.bundle", "run", *configs, "--seed", "11")
+    image = nib.load(bundle / "output" / "brain_seed-11.nii.gz")
+    with torch.no_grad():
+        noise = torch.randn(6, generator=torch.Generator().manual_seed(11))[None]
+        expected = model.generate(noise)[0, 0].numpy()
+    assert expected.std() > 0.01 and np.allclose(image.affine, AFFINE)
+    assert np.allclose(image.get_fdata(), expected, atol=1e-5)
+    verify = ("verify_net_in_out", "network_def", "--meta_file", "configs/metadata.json")
+    assert "no error" in without_us(bundle, "-m", "monai.bundle", *verify, *configs)
+    readme = (bundle / "docs" / "README.md").read_text()
+    assert "--seed 1\n" in readme and "covariate" not in readme
+
+    convert(ConvertConfig(source=str(bundle), out=str(tmp_path / "again"), to=Target.model))
+    for file in ("config.yaml", "MODEL_CARD.md"):
+        assert (tmp_path / "again" / file).read_text() == (tmp_path / "model" / file).read_text()
+    again = open_model(tmp_path / "again", Generator).weights()
+    assert all(torch.equal(value, again[name]) for name, value in model.weights().items())
 
 
 def test_a_covariate_that_is_not_known_is_missing(tmp_path, parsed):
