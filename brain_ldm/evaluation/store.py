@@ -6,19 +6,25 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import brain_ldm
 from brain_ldm.errors import InputError
 from brain_ldm.progress import track
 
 BLOCK = 16  # items whose arrays are written together
+# The code that results come from; what another version of it has computed is computed again.
+CODE = ("models.py", "networks/*.py", *(f"evaluation/{name}.py" for name in (
+    "features", "gradient_similarity", "instruments", "measure", "similarity", "utility", "window"
+)))  # fmt: skip
 
 
 def stored(
-    cache: Path,
+    folder: Path,
     key: dict[str, Any],
     items: Sequence,
     compute: Callable[[Sequence], dict[str, np.ndarray]],
@@ -27,7 +33,7 @@ def stored(
     """Return `compute` of all items, (n, ...) each; what an earlier call computed is read.
 
     Args:
-        cache: folder of all such results.
+        folder: of all such results.
         key: what a result depends on besides the items, as plain data.
         items: n of them, plain data; those of a block go to `compute` together.
         compute: arrays by name for some items, (items, ...) each.
@@ -39,7 +45,7 @@ def stored(
     whole: dict[str, np.ndarray] = {}
     blocks = [items[start : start + BLOCK] for start in range(0, len(items), BLOCK)]
     for number, block in enumerate(track(blocks, title)):
-        path = _path(cache, key, block)
+        path = _path(folder, key, block)
         found = _read(path)
         if found is None:
             found = compute(block)
@@ -52,10 +58,21 @@ def stored(
     return whole
 
 
-def _path(cache: Path, key: dict[str, Any], block: Sequence) -> Path:
-    text = json.dumps([key, list(block)], sort_keys=True, default=lambda array: array.tolist())
+def _path(folder: Path, key: dict[str, Any], block: Sequence) -> Path:
+    text = json.dumps(
+        [code_hash(), key, list(block)], sort_keys=True, default=lambda array: array.tolist()
+    )
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return cache / digest[:2] / f"{digest[2:34]}.npz"
+    return folder / digest[:2] / f"{digest[2:34]}.npz"
+
+
+@cache
+def code_hash() -> str:
+    """sha256 of `CODE`."""
+    package, digest = Path(brain_ldm.__file__).parent, hashlib.sha256()
+    for path in sorted(path for pattern in CODE for path in package.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:

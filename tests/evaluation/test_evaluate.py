@@ -16,6 +16,7 @@ from brain_ldm.cohorts.cohort import Cohort, open_cohort
 from brain_ldm.cohorts.grid import VoxelGrid, paper_grid
 from brain_ldm.cohorts.writer import CohortWriter
 from brain_ldm.errors import InputError
+from brain_ldm.evaluation import store
 from brain_ldm.evaluation.config import EvaluateConfig
 from brain_ldm.evaluation.evaluate import _halves, evaluate, evaluate_cohorts
 from brain_ldm.evaluation.features import Extractor
@@ -609,6 +610,23 @@ def test_an_evaluation_that_was_interrupted_goes_on(tmp_path):
     damaged = next(tmp_path.rglob("*.npz"))
     damaged.write_bytes(damaged.read_bytes()[:100])
     assert np.array_equal(stored(tmp_path, {}, items, compute, "")["twice"], found["twice"])
+
+
+def test_what_other_code_has_measured_is_measured_again(tmp_path, monkeypatch):
+    def measure_with(code):
+        asked = []
+        monkeypatch.setattr(store, "CODE", (code,))
+        store.code_hash.cache_clear()
+        stored(tmp_path, {}, [1, 2], lambda items: asked.extend(items) or {"n": np.ones(2)}, "")
+        return asked
+
+    assert measure_with("models.py") == [1, 2]
+    assert measure_with("models.py") == []
+    assert measure_with("networks/*.py") == [1, 2]
+    monkeypatch.undo()
+    store.code_hash.cache_clear()
+    package = Path(store.__file__).parents[1]
+    assert all(list(package.glob(pattern)) for pattern in store.CODE)
 
 
 def test_features_can_be_left_out():

@@ -69,8 +69,12 @@ def chain(run, **phantoms):
     return Path("reports/tiny")
 
 
+def read_json(report):
+    return json.loads(Path(report, "metrics.json").read_text())
+
+
 def check_report(report):
-    metrics = json.loads((report / "metrics.json").read_text())
+    metrics = read_json(report)
     assert metrics["synthetic"]["synthetic"]["n"] == metrics["real"]["n"] > 0
     page = (report / "index.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")
@@ -106,6 +110,20 @@ def test_from_the_template_to_the_report(run_command, workplace):
     assert code == 0 and "done already" in out
     code, _, err = run_command("sample", *same, "out=cohorts/synthetic", "seed=9")
     assert code == 2 and "cohorts/synthetic" in err
+    # The report goes into the cards of all that it judged.
+    sweep = ["model=models/ldm_demo", "sampler.steps=3", "sweep=age", "n=3"]
+    for folder, options in {
+        "cohorts/synthetic": same,
+        "cohorts/lsgan": ["model=models/lsgan_demo", "n=5"],
+        "cohorts/sweep": sweep,
+    }.items():
+        code, _, err = run_command("sample", *options, f"out={folder}", "report=reports/tiny")
+        assert code == 0, err
+    card, metrics = Path("cohorts/lsgan/README.md").read_text(), read_json("reports/tiny")
+    fid = metrics["synthetic"]["lsgan"]["realism"]["fid"]["value"]
+    row = next(line for line in card.splitlines() if line.startswith("| FID"))
+    assert float(row.split("|")[2].split()[0]) == pytest.approx(fid, rel=0.01)
+    assert "age: r" in Path("cohorts/sweep/README.md").read_text()
     # A trained model is not overwritten.
     code, _, err = run_command("train", "experiment=ae_demo", *TINY["ae"])
     assert code == 2 and "models/ae_demo: holds a trained model" in err
