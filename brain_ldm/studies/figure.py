@@ -13,6 +13,7 @@ COLOURS = ("#1f6feb", "#f0a04b", "#2f9e68", "#b0479b", "#7d8790", "#8a6d3b")
 DASHES = ("-", "--", ":", "-.")
 COLUMNS = 3
 WIDTH, HEIGHT, LEGEND = 4.3, 3.4, 1.6  # inches of a panel, and of the legends beside them
+CROWDED = 4  # lines in a panel, above which intervals step back behind the values
 APART = 1.015  # ratio of a numeric x between two groups, so that intervals can be told apart
 
 
@@ -86,6 +87,7 @@ def panel(
     for point in points:
         key = point["point"].get(study["series"]), point["point"].get(study["dashes"])
         groups.setdefault(key, []).append(point)
+    crowded = len(groups) > CROWDED
     for k, ((series, dashes), group) in enumerate(groups.items()):
         aside = APART ** (k - (len(groups) - 1) / 2)
         # A point may be of an earlier version of the study, which did not measure this.
@@ -93,18 +95,20 @@ def panel(
         known.sort(key=lambda point: values.index(point["point"][axis]))
         x = [p["point"][axis] * aside if numeric else values.index(p["point"][axis]) for p in known]
         found = [p["measures"][title] for p in known]
-        ax.errorbar(
+        *_, whiskers = ax.errorbar(
             x,
             [f["value"] for f in found],
             np.array([_interval(f) for f in found]).reshape(-1, 2).T,
             marker="o",
             markersize=4,
-            capsize=3,
+            capsize=0 if crowded else 3,
             linewidth=1.3 if numeric else 0,
             elinewidth=1,
             color=kinds["series"].get(series, COLOURS[0]),
             linestyle=kinds["dashes"].get(dashes, DASHES[0]),
         )
+        if crowded:
+            whiskers[0].set_alpha(0.3)
     if numeric:
         ax.set_xscale("log")
         ax.set_xticks(values, [f"{value:g}" for value in values])
