@@ -92,12 +92,8 @@ def read_bundle(folder: Path) -> Found:
 
 def _read_generator(folder: Path, saved: SavedGenerator) -> Found:
     """Read a generator from a bundle that `convert` has written."""
-    path = _weights_file(folder, WEIGHTS)
-    try:
-        model = Generator(saved)
-    except ValueError as error:
-        raise InputError(f"{folder / ORIGIN / CONFIG}: {str(error).splitlines()[0]}") from None
-    load_weights(model.network, path)
+    model = Generator(saved)
+    load_weights(model.network, _weights_file(folder, WEIGHTS))
     return Found(model.eval().requires_grad_(False), _text(folder / ORIGIN / CARD))
 
 

@@ -36,10 +36,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(network: nn.Module, path: Path) -> bool:
-    """Copy a file's weights into one of MONAI's networks; every name and shape must fit.
+    """Copy a file's weights into a network; every name and shape must fit.
 
     Args:
-        network: an AutoencoderKL without attention or a DiffusionModelUNet.
+        network: an AutoencoderKL without attention, a DiffusionModelUNet, or one of ours.
         path: weights named as MONAI's or as those of MONAI Generative Models, where the networks
             came from and in whose names the model was published.
 
@@ -56,7 +56,7 @@ def load_weights(network: nn.Module, path: Path) -> bool:
     names = older if is_older else current
     if 2 * len(names.keys() & state.keys()) < len(names):
         raise InputError(
-            f"{path}: its names, as '{next(iter(state), '')}', are neither those of MONAI's "
+            f"{path}: its names, as '{next(iter(state), '')}', are neither those of "
             f"{type(network).__name__} nor those of MONAI Generative Models"
         )
     network_says = "the network that the bundle describes"

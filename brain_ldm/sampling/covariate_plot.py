@@ -30,7 +30,10 @@ def draw_covariates(path: Path, table: pd.DataFrame, columns: dict[str, dict]) -
         if pd.api.types.is_numeric_dtype(values):
             bins = min(BINS, max(5, round(np.sqrt(len(values)))))
             axes.hist(values, bins, color=BAR)
-            axes.locator_params(axis="x", nbins=4)
+            if values.nunique() > 1:
+                axes.locator_params(axis="x", nbins=4)
+            else:
+                axes.set_xticks(values.unique())
             if values.abs().max() >= 1000:
                 axes.xaxis.set_major_formatter("{x:,.0f}")
         else:

@@ -171,6 +171,9 @@ def test_a_generator_draws_the_same_where_this_package_is_not(tmp_path, without_
         assert (tmp_path / "again" / file).read_text() == (tmp_path / "model" / file).read_text()
     again = open_model(tmp_path / "again", Generator).weights()
     assert all(torch.equal(value, again[name]) for name, value in model.weights().items())
+    torch.save({"other": torch.zeros(2)}, bundle / "models" / "model.pt")
+    with pytest.raises(InputError, match=r"model.pt: .*'other', are neither those of Generator"):
+        convert(ConvertConfig(source=str(bundle), out=str(tmp_path / "x"), to=Target.model))
 
 
 def test_a_covariate_that_is_not_known_is_missing(tmp_path, parsed):

@@ -241,7 +241,7 @@ WRONG = {
         **state,
         "conv_in.conv.bias": torch.full((8,), torch.nan),
     },
-    "neither those of MONAI's DiffusionModelUNet nor": lambda state: {
+    "neither those of DiffusionModelUNet nor": lambda state: {
         f"model.{name}": value for name, value in state.items()
     },
     "'epoch' is no tensor": lambda state: {**state, "epoch": 3},

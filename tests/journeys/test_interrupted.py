@@ -35,8 +35,7 @@ def same(one, other):
     assert (Path(one) / "MODEL_CARD.md").read_text() == (Path(other) / "MODEL_CARD.md").read_text()
 
 
-# The autoencoder's is killed with two processes, below.
-@pytest.mark.parametrize("kind", ["diffusion", "lsgan"])
+@pytest.mark.parametrize("kind", ["autoencoder", "diffusion", "lsgan"])
 def test_killed_and_gone_on_with(kind, trainings, start, run_command):
     options = trainings[kind]
     code, _, err = run_command("train", *options, "out=whole")
